@@ -1,0 +1,286 @@
+//! The settings of both programs: one struct, one documented field per variable.
+//!
+//! Both programs accept the whole table and leave alone what is not theirs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser};
+
+/// Exit code for an operator's mistake (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+
+/// Every variable is a flag too, except those that may carry a password.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Settings {
+    /// Address for buyers
+    #[arg(long, global = true, env = "SECKILL_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3030")]
+    pub listen: SocketAddr,
+
+    /// Address for ops: /livez, /readyz, /metrics
+    #[arg(long, global = true, env = "SECKILL_OPS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3031")]
+    pub ops_listen: SocketAddr,
+
+    /// The consumer's own address for ops
+    #[arg(long, global = true, env = "SECKILL_CONSUMER_OPS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3032")]
+    pub consumer_ops_listen: SocketAddr,
+
+    /// Kafka topic that carries the sales; made when missing
+    #[arg(long, global = true, env = "SECKILL_KAFKA_TOPIC", value_name = "NAME", default_value = "CAR_NUMBER", value_parser = topic)]
+    pub kafka_topic: String,
+
+    /// Partitions of the topic, when it is made
+    #[arg(long, global = true, env = "SECKILL_KAFKA_PARTITIONS", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=1000))]
+    pub kafka_partitions: i32,
+
+    /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else 1]
+    #[arg(long, global = true, env = "SECKILL_KAFKA_REPLICATION", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=100))]
+    pub kafka_replication: Option<i32>,
+
+    /// The consumer's group, as lag tools show it
+    #[arg(long, global = true, env = "SECKILL_KAFKA_GROUP", value_name = "NAME", default_value = "seckill", value_parser = topic)]
+    pub kafka_group: String,
+
+    /// The embedded world's file
+    #[arg(long, global = true, env = "SECKILL_DATA", value_name = "FILE", default_value = "seckill.db")]
+    pub data: PathBuf,
+
+    /// Units a new embedded file starts with; an existing file is never refilled
+    #[arg(long, global = true, env = "SECKILL_STOCK", value_name = "N", default_value_t = 1000, value_parser = units)]
+    pub stock: u64,
+
+    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h` from start [default: open]
+    #[arg(long, global = true, env = "SECKILL_OPENS_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
+    pub opens_at: Option<i64>,
+
+    /// Closing time, likewise [default: never]
+    #[arg(long, global = true, env = "SECKILL_CLOSES_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
+    pub closes_at: Option<i64>,
+
+    /// The addresses of the servers world; they may carry passwords, so they are no flags.
+    #[command(flatten)]
+    pub secrets: Secrets,
+}
+
+/// What comes from the environment, `.env` or a file named by `…_FILE` only.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Secrets {
+    /// `SECKILL_REDIS_URL`
+    #[arg(skip)]
+    pub redis_url: Option<Secret>,
+    /// `SECKILL_KAFKA_BROKERS`
+    #[arg(skip)]
+    pub kafka_brokers: Option<Secret>,
+    /// `SECKILL_DATABASE_URL`
+    #[arg(skip)]
+    pub database_url: Option<Secret>,
+    /// `SECKILL_KAFKA_OPTIONS`: librdkafka `key=value,…`
+    #[arg(skip)]
+    pub kafka_options: Option<Secret>,
+}
+
+/// The variables of [`Secrets`] with what they are for, as `--help` and the README show them.
+pub const SECRETS: [(&str, &str); 4] = [
+    ("SECKILL_REDIS_URL", "Redis, as redis://[user:password@]host:port/db"),
+    ("SECKILL_KAFKA_BROKERS", "Kafka, as host:port,host:port"),
+    ("SECKILL_DATABASE_URL", "MySQL or MariaDB, as mysql://user:password@host:port/database"),
+    ("SECKILL_KAFKA_OPTIONS", "librdkafka key=value,… (TLS, SASL)"),
+];
+
+/// What `--help` says below the flags.
+pub const AFTER_HELP: &str = "\
+Environment only (also from .env; NAME_FILE names a file that holds the value):
+  SECKILL_REDIS_URL      Redis, as redis://[user:password@]host:port/db
+  SECKILL_KAFKA_BROKERS  Kafka, as host:port,host:port
+  SECKILL_DATABASE_URL   MySQL or MariaDB, as mysql://user:password@host:port/database
+  SECKILL_KAFKA_OPTIONS  librdkafka key=value,… (TLS, SASL)
+
+With the three addresses the sale runs on servers, with none of them in one file.
+Logs go to stderr; RUST_LOG sets how much (default: info).";
+
+/// A value that never shows in logs or errors.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one who connects with it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// A setting that cannot be used: what, where, and what to do, in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigError(pub String);
+
+impl Secrets {
+    /// Reads them from the environment.
+    ///
+    /// # Errors
+    /// When a file named by `…_FILE` cannot be read.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Ok(Self {
+            redis_url: secret("SECKILL_REDIS_URL")?,
+            kafka_brokers: secret("SECKILL_KAFKA_BROKERS")?,
+            database_url: secret("SECKILL_DATABASE_URL")?,
+            kafka_options: secret("SECKILL_KAFKA_OPTIONS")?,
+        })
+    }
+}
+
+fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
+    let value = match std::env::var(name) {
+        Ok(value) => Some(value),
+        Err(std::env::VarError::NotPresent) => None,
+        Err(error) => return Err(ConfigError(format!("{name}: {error}"))),
+    };
+    let file = format!("{name}_FILE");
+    let value = match (value.filter(|value| !value.is_empty()), std::env::var_os(&file)) {
+        (Some(value), _) => Some(value),
+        (None, Some(path)) => Some(std::fs::read_to_string(&path).map_err(|error| {
+            ConfigError(format!(
+                "{file}={}: {error}; name a file that this user may read",
+                path.display()
+            ))
+        })?),
+        (None, None) => None,
+    };
+    Ok(value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty()).map(Secret))
+}
+
+/// Reads `.env` (if there is one), then the command line and the environment, then the secrets.
+/// On a mistake, or after `--help`, returns the exit code; the message was printed.
+///
+/// # Errors
+/// [`EXIT_USAGE`] for a mistake, success for `--help` and `--version`.
+pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, ExitCode> {
+    match dotenvy::dotenv() {
+        Ok(_) => {}
+        Err(error) if error.not_found() => {}
+        Err(error) => return Err(usage(&format!(".env: {error}; mend the file or move it away"))),
+    }
+    let mut parsed = P::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        },
+        _ => usage(&one_line::<P>(&error)),
+    })?;
+    settings(&mut parsed).secrets = Secrets::from_env().map_err(|error| usage(&error.0))?;
+    Ok(parsed)
+}
+
+/// Sends the log to stderr: ours from `info` on, the libraries' from `warn` on, unless `RUST_LOG`
+/// says otherwise.
+pub fn log_to_stderr() {
+    let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=warn,actix_server=warn";
+    let started = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(quiet)).try_init();
+    // A second logger in one process, as tests may have, changes nothing.
+    drop(started);
+}
+
+/// Every variable with its default, for the test that holds the documents to it.
+#[must_use]
+pub fn table() -> Vec<(String, Option<String>)> {
+    let command = Settings::augment_args(clap::Command::new("settings"));
+    let flags = command.get_arguments().filter_map(|argument| {
+        let name = argument.get_env()?.to_string_lossy().into_owned();
+        Some((name, argument.get_default_values().first().map(|value| value.to_string_lossy().into_owned())))
+    });
+    flags.chain(SECRETS.iter().map(|(name, _)| ((*name).to_owned(), None))).collect()
+}
+
+/// Prints an operator's mistake and gives its exit code.
+#[allow(clippy::print_stderr, reason = "before the logger, and the one line a person sees")]
+#[must_use]
+pub fn usage(message: &str) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// Prints why the program cannot run and gives its exit code.
+#[allow(clippy::print_stderr, reason = "the one line a person sees")]
+#[must_use]
+pub fn failure(message: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {message}");
+    ExitCode::FAILURE
+}
+
+/// clap's message in one line, with the variable's name where the value may come from it.
+fn one_line<P: Parser>(error: &clap::Error) -> String {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    if let (Some(argument), Some(value)) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
+    {
+        let long = argument.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
+        let command = P::command();
+        let name = command
+            .get_arguments()
+            .find(|known| known.get_long() == Some(&long))
+            .and_then(|known| known.get_env())
+            .filter(|name| std::env::var(name).is_ok_and(|set| set == value))
+            .map_or_else(|| format!("--{long}"), |name| name.to_string_lossy().into_owned());
+        let why = std::error::Error::source(error).map_or_else(|| error.kind().to_string(), ToString::to_string);
+        return format!("{name}={value}: {why}");
+    }
+    let whole = error.to_string();
+    let first = whole.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    format!("{first}; see --help")
+}
+
+/// Reads a number of units.
+///
+/// # Errors
+/// When it is none, or beyond any sale.
+pub fn units(text: &str) -> Result<u64, String> {
+    /// Far beyond any sale, and exact in a Lua number.
+    const MAX_UNITS: u64 = 1_000_000_000_000;
+    match text.parse::<u64>() {
+        Ok(units) if units <= MAX_UNITS => Ok(units),
+        _ => Err(format!("give a whole number from 0 to {MAX_UNITS}, such as 1000")),
+    }
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    let fits = (1..=200).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && text != "."
+        && text != "..";
+    if fits { Ok(text.to_owned()) } else { Err("give 1 to 200 of the characters a-z, A-Z, 0-9, '.', '_', '-'".into()) }
+}
+
+/// Unix milliseconds of an RFC 3339 time, or of `+30s`, `+5m`, `+1h` from now.
+fn moment(text: &str) -> Result<i64, String> {
+    let wrong = || "give a time such as 2026-11-11T20:00:00+08:00, or +30s, +5m, +1h from start".to_owned();
+    if let Some(ahead) = text.strip_prefix('+') {
+        let (number, unit) = ahead.split_at_checked(ahead.len().saturating_sub(1)).ok_or_else(wrong)?;
+        let number: i64 = number.parse::<u32>().map_err(|_| wrong())?.into();
+        let millis = match unit {
+            "s" => number * 1000,
+            "m" => number * 60_000,
+            "h" => number * 3_600_000,
+            _ => return Err(wrong()),
+        };
+        return Ok(jiff::Timestamp::now().as_millisecond() + millis);
+    }
+    text.parse::<jiff::Timestamp>().map(|at| at.as_millisecond()).map_err(|_| wrong())
+}

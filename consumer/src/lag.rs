@@ -1,0 +1,36 @@
+//! How far behind: for each partition, what the journal has and the ledger has not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::metrics::Metrics;
+
+/// The lag of the partitions that this consumer has.
+#[derive(Debug)]
+pub struct Lag {
+    topic: String,
+    metrics: Metrics,
+    shown: BTreeSet<i32>,
+}
+
+impl Lag {
+    /// No partition yet.
+    #[must_use]
+    pub fn new(topic: &str, metrics: Metrics) -> Self {
+        Self { topic: topic.to_owned(), metrics, shown: BTreeSet::new() }
+    }
+
+    /// Shows the lag behind `ends`, given the offset that the ledger wants next of a partition.
+    pub fn show(&mut self, ends: &BTreeMap<i32, i64>, next: impl Fn(i32) -> i64) {
+        for (&partition, end) in ends {
+            self.shown.insert(partition);
+            self.metrics.lag(&self.topic, partition, (end - next(partition)).max(0));
+        }
+    }
+
+    /// Keeps the partitions in `assigned`, and no other.
+    pub fn keep(&mut self, assigned: &[i32]) {
+        let gone = self.shown.iter().filter(|partition| !assigned.contains(partition)).copied().collect();
+        self.metrics.forget_lag(&self.topic, &gone);
+        self.shown.retain(|partition| assigned.contains(partition));
+    }
+}

@@ -1,0 +1,402 @@
+//! What every ledger keeps, as code; run on SQLite and on a real MariaDB.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::mysql::MySqlLedger;
+use super::sqlite::SqliteLedger;
+use super::{Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Part, Posted, fingerprint};
+use crate::sale::Sale;
+use crate::sqlite::{SqliteFile, Synchronous};
+use support::{Database, EPOCH, bytes, sale};
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+const TOPIC: &str = "CAR_NUMBER";
+
+/// A fresh ledger, and what only its database can do.
+#[async_trait]
+trait Books {
+    fn ledger(&self) -> &dyn Ledger;
+    /// Runs a statement behind the ledger's back.
+    async fn tamper(&self, statement: &'static str);
+}
+
+struct OnSqlite {
+    ledger: SqliteLedger,
+    file: SqliteFile,
+    _folder: tempfile::TempDir,
+}
+
+async fn sqlite() -> OnSqlite {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = SqliteFile::open(&folder.path().join("seckill.db"), true).await.expect("a file");
+    let ledger = SqliteLedger::open(&file).await.expect("a ledger");
+    ledger.migrate().await.expect("migrated");
+    OnSqlite { ledger, file, _folder: folder }
+}
+
+#[async_trait]
+impl Books for OnSqlite {
+    fn ledger(&self) -> &dyn Ledger {
+        &self.ledger
+    }
+
+    async fn tamper(&self, statement: &'static str) {
+        let mut connection = self.file.connect(Synchronous::Normal).await.expect("a connection");
+        sqlx::query(statement).execute(&mut connection).await.expect("a statement");
+    }
+}
+
+struct OnMySql {
+    ledger: MySqlLedger,
+    database: Database,
+}
+
+async fn mysql() -> OnMySql {
+    let database = Database::create().await;
+    let ledger = MySqlLedger::connect_lazy(&database.url).expect("an address");
+    ledger.migrate().await.expect("migrated");
+    OnMySql { ledger, database }
+}
+
+#[async_trait]
+impl Books for OnMySql {
+    fn ledger(&self) -> &dyn Ledger {
+        &self.ledger
+    }
+
+    async fn tamper(&self, statement: &'static str) {
+        self.database.inside(statement).await;
+    }
+}
+
+macro_rules! contract {
+    ($($rule:ident)*) => {
+        mod on_sqlite { $(#[tokio::test] async fn $rule() { super::$rule(&super::sqlite().await).await; })* }
+        mod on_mysql { $(#[tokio::test] async fn $rule() { super::$rule(&super::mysql().await).await; })* }
+    };
+}
+
+contract! {
+    a_sale_is_found_as_it_was_sold
+    checkpoints_are_written_with_the_rows
+    the_same_batch_again_has_moved
+    two_at_once_post_once
+    a_batch_is_posted_whole_or_not_at_all
+    the_same_sale_produced_twice_is_one_row
+    a_unit_sold_to_two_orders_is_a_conflict
+    an_order_for_two_units_is_a_conflict
+    what_cannot_be_recorded_is_put_aside_and_the_rest_goes_on
+    one_poisoned_row_among_many_is_found
+    read_again_from_the_start_nothing_changes
+    another_order_at_a_known_offset_stops
+    names_are_told_apart_by_case
+    a_sale_begun_twice_began_once
+    sales_and_serials_are_listed
+    migrating_again_changes_nothing
+}
+
+fn part(partition: i32, from: Option<i64>, first: i64, values: &[Vec<u8>]) -> Part {
+    let messages = (first..).zip(values).map(|(offset, value)| Message { offset, value: value.clone() }).collect();
+    Part { partition, from, messages }
+}
+
+fn batch(parts: Vec<Part>) -> Batch {
+    Batch { topic: TOPIC.to_owned(), parts }
+}
+
+fn first(sales: &[Sale]) -> Batch {
+    batch(vec![part(0, None, 0, &sales.iter().map(bytes).collect::<Vec<_>>())])
+}
+
+async fn post(books: &dyn Books, batch: &Batch) -> Posted {
+    books.ledger().post(batch).await.expect("posted")
+}
+
+fn counts(posted: &Posted) -> (u64, u64, u64, u64) {
+    (posted.new, posted.duplicate, posted.conflict, posted.dead_letter)
+}
+
+async fn serials(books: &dyn Books) -> Vec<u64> {
+    books.ledger().serials("counter", EPOCH).await.expect("serials")
+}
+
+async fn faults(books: &dyn Books) -> (u64, u64) {
+    let Faults { conflicts, dead_letters } = books.ledger().faults().await.expect("faults");
+    (conflicts, dead_letters)
+}
+
+async fn a_sale_is_found_as_it_was_sold(books: &dyn Books) {
+    let mut named = sale(1);
+    named.attempt = Some("k:Abc DEF ".to_owned());
+    named.buyer = Some("买家".to_owned());
+    named.term = 3;
+    named.sold_at = "2026-01-02T03:04:05.000006Z".parse().expect("a time");
+    let anonymous = sale(2);
+    post(books, &first(&[named.clone(), anonymous.clone()])).await;
+    assert_eq!(books.ledger().find(named.order).await.expect("found"), Some(named));
+    assert_eq!(books.ledger().find(anonymous.order).await.expect("found"), Some(anonymous));
+    assert_eq!(books.ledger().find(Uuid::now_v7()).await.expect("looked"), None);
+}
+
+async fn checkpoints_are_written_with_the_rows(books: &dyn Books) {
+    assert_eq!(books.ledger().checkpoints(TOPIC).await.expect("read"), BTreeMap::new());
+    let (one, two, three) = (bytes(&sale(1)), bytes(&sale(2)), bytes(&sale(3)));
+    // Offset 1 of partition 2 was never there: logs may have gaps.
+    let gap = Part {
+        partition: 2,
+        from: None,
+        messages: vec![Message { offset: 0, value: two }, Message { offset: 2, value: three.clone() }],
+    };
+    let posted = post(books, &batch(vec![part(0, None, 7, std::slice::from_ref(&one)), gap])).await;
+    let expected = BTreeMap::from([
+        (0, Checkpoint { next: 8, fingerprint: fingerprint(&one) }),
+        (2, Checkpoint { next: 3, fingerprint: fingerprint(&three) }),
+    ]);
+    assert_eq!(posted.checkpoints, expected);
+    assert_eq!(books.ledger().checkpoints(TOPIC).await.expect("read"), expected);
+    let four = bytes(&sale(4));
+    post(books, &batch(vec![part(0, Some(8), 8, std::slice::from_ref(&four))])).await;
+    let moved = &books.ledger().checkpoints(TOPIC).await.expect("read")[&0];
+    assert_eq!(*moved, Checkpoint { next: 9, fingerprint: fingerprint(&four) });
+}
+
+async fn the_same_batch_again_has_moved(books: &dyn Books) {
+    let batch = first(&[sale(1), sale(2)]);
+    post(books, &batch).await;
+    match books.ledger().post(&batch).await {
+        Err(LedgerError::Moved { partition: 0, expected: None, found: Some(2) }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(serials(books).await, [1, 2]);
+}
+
+async fn two_at_once_post_once(books: &dyn Books) {
+    let batch = first(&[sale(1), sale(2), sale(3)]);
+    let (one, two) = tokio::join!(books.ledger().post(&batch), books.ledger().post(&batch));
+    let posted = [&one, &two].into_iter().filter(|posted| posted.is_ok()).count();
+    assert_eq!(posted, 1, "{one:?} {two:?}");
+    for error in [one.err(), two.err()].into_iter().flatten() {
+        assert!(matches!(error, LedgerError::Moved { .. } | LedgerError::Away(_)), "{error:?}");
+    }
+    assert_eq!(serials(books).await, [1, 2, 3]);
+}
+
+async fn a_batch_is_posted_whole_or_not_at_all(books: &dyn Books) {
+    post(books, &first(&[sale(1)])).await;
+    let late = batch(vec![part(1, None, 0, &[bytes(&sale(2))]), part(2, Some(5), 5, &[bytes(&sale(3))])]);
+    match books.ledger().post(&late).await {
+        Err(LedgerError::Moved { partition: 2, expected: Some(5), found: None }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(serials(books).await, [1]);
+    assert_eq!(books.ledger().checkpoints(TOPIC).await.expect("read").len(), 1);
+}
+
+async fn the_same_sale_produced_twice_is_one_row(books: &dyn Books) {
+    let (one, two) = (sale(1), sale(2));
+    let posted = post(books, &first(&[one.clone(), one.clone(), two.clone()])).await;
+    assert_eq!(counts(&posted), (2, 1, 0, 0));
+    let again = batch(vec![part(0, Some(3), 3, &[bytes(&two)]), part(1, None, 0, &[bytes(&one), bytes(&sale(3))])]);
+    assert_eq!(counts(&post(books, &again).await), (1, 2, 0, 0));
+    assert_eq!(serials(books).await, [1, 2, 3]);
+    assert_eq!(faults(books).await, (0, 0));
+}
+
+async fn a_unit_sold_to_two_orders_is_a_conflict(books: &dyn Books) {
+    let one = sale(1);
+    let posted = post(books, &first(&[one.clone(), sale(1), sale(2)])).await;
+    assert_eq!(counts(&posted), (2, 0, 1, 0));
+    let posted = post(books, &batch(vec![part(0, Some(3), 3, &[bytes(&sale(2)), bytes(&sale(3))])])).await;
+    assert_eq!(counts(&posted), (1, 0, 1, 0));
+    assert_eq!(faults(books).await, (2, 0));
+    assert_eq!(books.ledger().sales().await.expect("sales")[0].doubled, [1, 2]);
+    assert_eq!(books.ledger().find(one.order).await.expect("found"), Some(one), "who was first stays");
+}
+
+async fn an_order_for_two_units_is_a_conflict(books: &dyn Books) {
+    let one = sale(1);
+    let other = Sale { serial: 2, ..one.clone() };
+    let posted = post(books, &first(&[one, other, sale(3)])).await;
+    assert_eq!(counts(&posted), (2, 0, 1, 0));
+    assert_eq!(serials(books).await, [1, 3]);
+    assert_eq!(faults(books).await, (1, 0));
+}
+
+async fn what_cannot_be_recorded_is_put_aside_and_the_rest_goes_on(books: &dyn Books) {
+    let long = Sale { attempt: Some("k".repeat(129)), ..sale(2) };
+    let far = Sale { serial: u64::MAX, ..sale(1) };
+    let odd = Sale { item: "Café".to_owned(), ..sale(1) };
+    let mut broken = bytes(&sale(1));
+    broken.insert(2, 0xff);
+    let huge = vec![b'x'; 2 * 1024 * 1024];
+    let values = [
+        bytes(&sale(1)),
+        b"not json".to_vec(),
+        Vec::new(),
+        bytes(&long),
+        bytes(&far),
+        bytes(&odd),
+        broken,
+        huge,
+        bytes(&sale(2)),
+    ];
+    let posted = post(books, &batch(vec![part(0, None, 0, &values)])).await;
+    assert_eq!(counts(&posted), (2, 0, 0, 7));
+    assert_eq!(serials(books).await, [1, 2]);
+    assert_eq!(faults(books).await, (0, 7));
+    assert_eq!(posted.checkpoints[&0].next, 9);
+}
+
+async fn one_poisoned_row_among_many_is_found(books: &dyn Books) {
+    let mut sales: Vec<Sale> = (1..=1201).map(sale).collect();
+    sales[700].buyer = Some("b".repeat(200));
+    let posted = post(books, &first(&sales)).await;
+    assert_eq!(counts(&posted), (1200, 0, 0, 1));
+    let expected: Vec<u64> = (1..=1201).filter(|serial| *serial != 701).collect();
+    assert_eq!(serials(books).await, expected);
+}
+
+async fn read_again_from_the_start_nothing_changes(books: &dyn Books) {
+    let one = sale(1);
+    let values = [bytes(&one), bytes(&sale(1)), b"not json".to_vec(), bytes(&sale(2)), bytes(&one)];
+    let batch = batch(vec![part(0, None, 0, &values)]);
+    assert_eq!(counts(&post(books, &batch).await), (2, 1, 1, 1));
+    books.tamper("delete from journal_offset").await;
+    assert_eq!(counts(&post(books, &batch).await), (0, 5, 0, 0));
+    assert_eq!(serials(books).await, [1, 2]);
+    assert_eq!(faults(books).await, (1, 1));
+}
+
+async fn another_order_at_a_known_offset_stops(books: &dyn Books) {
+    post(books, &first(&[sale(1), sale(2)])).await;
+    books.tamper("delete from journal_offset").await;
+    match books.ledger().post(&first(&[sale(3)])).await {
+        Err(LedgerError::Foreign(why)) => assert!(why.contains("CAR_NUMBER partition 0 offset 0"), "{why}"),
+        // Nothing has the place, the unit or the order in common but the place.
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(serials(books).await, [1, 2]);
+}
+
+async fn names_are_told_apart_by_case(books: &dyn Books) {
+    post(books, &first(&[sale(1)])).await;
+    let lower = Batch { topic: "car_number".to_owned(), parts: vec![part(0, None, 0, &[bytes(&sale(2))])] };
+    assert_eq!(counts(&post(books, &lower).await), (1, 0, 0, 0));
+    assert_eq!(books.ledger().checkpoints("car_number").await.expect("read")[&0].next, 1);
+    assert!(books.ledger().checkpoints("Car_Number").await.expect("read").is_empty());
+    assert!(books.ledger().serials("COUNTER", EPOCH).await.expect("read").is_empty());
+}
+
+async fn a_sale_begun_twice_began_once(books: &dyn Books) {
+    let ledger = books.ledger();
+    ledger.begin_sale("counter", EPOCH, 1000).await.expect("begun");
+    ledger.begin_sale("counter", EPOCH, 1000).await.expect("begun again");
+    let sales = ledger.sales().await.expect("sales");
+    assert_eq!(sales.len(), 1);
+    assert_eq!((sales[0].recorded, sales[0].highest, sales[0].epoch), (0, 0, EPOCH));
+}
+
+async fn sales_and_serials_are_listed(books: &dyn Books) {
+    let next = Uuid::now_v7();
+    books.ledger().begin_sale("counter", next, 5).await.expect("begun");
+    let other = Sale { item: "x-1".to_owned(), epoch: next, ..sale(1) };
+    post(books, &first(&[sale(3), sale(1), other, sale(7)])).await;
+    let sales = books.ledger().sales().await.expect("sales");
+    let listed: Vec<_> =
+        sales.iter().map(|sale| (sale.item.as_str(), sale.epoch, sale.recorded, sale.highest)).collect();
+    assert_eq!(listed, [("counter", EPOCH, 3, 7), ("counter", next, 0, 0), ("x-1", next, 1, 1)]);
+    assert_eq!(serials(books).await, [1, 3, 7]);
+    assert!(books.ledger().serials("counter", next).await.expect("read").is_empty());
+}
+
+async fn migrating_again_changes_nothing(books: &dyn Books) {
+    post(books, &first(&[sale(1)])).await;
+    books.ledger().migrate().await.expect("migrated");
+    assert_eq!(serials(books).await, [1]);
+}
+
+#[tokio::test]
+async fn two_programs_make_the_tables_at_once() {
+    let database = Database::create().await;
+    let ledgers: Vec<_> =
+        (0..3).map(|_| Arc::new(MySqlLedger::connect_lazy(&database.url).expect("an address"))).collect();
+    let (one, two, three) = tokio::join!(ledgers[0].migrate(), ledgers[1].migrate(), ledgers[2].migrate());
+    for migrated in [one, two, three] {
+        migrated.expect("migrated");
+    }
+}
+
+#[tokio::test]
+async fn both_schemas_have_the_same_columns() {
+    let mysql = mysql().await;
+    let sqlite = sqlite().await;
+    let mut there = <sqlx::MySqlConnection as sqlx::Connection>::connect(&mysql.database.url).await.expect("up");
+    let mut here = sqlite.file.connect(Synchronous::Normal).await.expect("a connection");
+    for table in ["seckill", "journal_offset", "seckill_conflict", "seckill_dead_letter", "seckill_term"] {
+        let theirs = sqlx::query(
+            "select column_name as name, is_nullable = 'NO' as needed from information_schema.columns \
+             where table_schema = database() and table_name = ? order by ordinal_position",
+        )
+        .bind(table)
+        .fetch_all(&mut there)
+        .await
+        .expect("columns");
+        let theirs: Vec<(String, bool)> =
+            theirs.iter().map(|row| (row.get("name"), row.get::<i64, _>("needed") != 0)).collect();
+        let ours = sqlx::query("select name, \"notnull\" as needed from pragma_table_info(?)")
+            .bind(table)
+            .fetch_all(&mut here)
+            .await
+            .expect("columns");
+        let ours: Vec<(String, bool)> =
+            ours.iter().map(|row| (row.get("name"), row.get::<i64, _>("needed") != 0)).collect();
+        assert_eq!(ours, theirs, "{table}");
+        assert!(!ours.is_empty(), "{table}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_away() {
+    let ledger = MySqlLedger::connect_lazy("mysql://user:hunter2@127.0.0.1:1/seckill").expect("an address");
+    let error = ledger.checkpoints(TOPIC).await.expect_err("nobody listens there");
+    assert!(matches!(error, LedgerError::Away(_)), "{error:?}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_wrong_password_or_database_is_broken_and_not_shown() {
+    let database = Database::create().await;
+    let ledger = MySqlLedger::connect_lazy(&format!("{}_none", database.url)).expect("an address");
+    let error = ledger.migrate().await.expect_err("no such database");
+    assert!(matches!(error, LedgerError::Broken(_)), "{error:?}");
+    let (scheme, rest) = database.url.split_once("://").expect("an address");
+    let (_, host) = rest.rsplit_once('@').expect("a user");
+    let ledger = MySqlLedger::connect_lazy(&format!("{scheme}://seckill:hunter2@{host}")).expect("an address");
+    let error = ledger.migrate().await.expect_err("a wrong password");
+    assert!(matches!(error, LedgerError::Broken(_)), "{error:?}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+}
+
+#[tokio::test]
+async fn an_address_that_is_none_is_not_shown() {
+    for url in ["hunter2", "postgres://u:hunter2@h/db", "mysql://u:hunter2@h", "mysql://u:hunter2@h:port/db"] {
+        let error = MySqlLedger::connect_lazy(url).expect_err("not an address");
+        assert!(error.0.starts_with("SECKILL_DATABASE_URL: "), "{error}");
+        assert!(!error.0.contains("hunter2"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn without_the_tables_the_ledger_is_broken() {
+    let database = Database::create().await;
+    let ledger = MySqlLedger::connect_lazy(&database.url).expect("an address");
+    let error = ledger.checkpoints(TOPIC).await.expect_err("no tables");
+    assert!(matches!(error, LedgerError::Broken(_)), "{error:?}");
+}

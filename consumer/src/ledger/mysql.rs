@@ -1,0 +1,279 @@
+//! The ledger in MySQL or MariaDB.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlPool, MySqlPoolOptions};
+use sqlx::pool::PoolConnection;
+use sqlx::{ConnectOptions, Connection, Executor, MySql, Row as _};
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::post::{self, Standing, Tables, Written};
+use super::row::{Row, datetime, timestamp};
+use super::statements::{Failure, columns, odd, select_sale, statements, unrecorded};
+use super::{Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
+use crate::config::ConfigError;
+use crate::sale::Sale;
+
+/// The tables, as they are made in MySQL and MariaDB.
+static MIGRATIONS: Migrator = sqlx::migrate!("../sql/mysql");
+
+/// One posts, the others look up orders and audit.
+const CONNECTIONS: u32 = 5;
+
+/// Connecting included; a buyer's question must not hang longer.
+const CONNECT_WITHIN: Duration = Duration::from_secs(4);
+
+/// A batch takes milliseconds and an audit of a million rows a few seconds. What takes longer
+/// waits for a server that is gone without having said so.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// Making tables may wait for another program that makes them.
+const MIGRATE_WITHIN: Duration = Duration::from_secs(60);
+
+/// After a violation the row in the way can be seen, whenever it was committed.
+const ISOLATION: &str = "set session transaction isolation level read committed";
+
+/// Strict: a value that does not fit is refused, never cut to fit. A lock is waited for less
+/// long than an answer.
+const SESSION: &str =
+    "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = 5";
+
+statements!(Statements, MySql, failure, " for update");
+
+/// The books in MySQL or MariaDB.
+#[derive(Debug, Clone)]
+pub struct MySqlLedger {
+    pool: MySqlPool,
+}
+
+impl MySqlLedger {
+    /// A ledger that connects when it is first used.
+    ///
+    /// # Errors
+    /// When `url` is not one. The error never shows it: it may carry a password.
+    pub fn connect_lazy(url: &str) -> Result<Self, ConfigError> {
+        let wrong = || {
+            ConfigError(
+                "SECKILL_DATABASE_URL: give an address such as mysql://user:password@host:3306/seckill".to_owned(),
+            )
+        };
+        if !(url.starts_with("mysql://") || url.starts_with("mariadb://")) {
+            return Err(wrong());
+        }
+        let options = MySqlConnectOptions::from_str(url).map_err(|_| wrong())?;
+        if options.get_database().is_none_or(str::is_empty) {
+            return Err(wrong());
+        }
+        let pool = MySqlPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(CONNECT_WITHIN)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(ISOLATION).await?;
+                    connection.execute(SESSION).await?;
+                    Ok(())
+                })
+            })
+            .connect_lazy_with(options.disable_statement_logging());
+        Ok(Self { pool })
+    }
+
+    /// Ends the connections in an orderly way.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn connection(&self) -> Result<PoolConnection<MySql>, LedgerError> {
+        self.pool.acquire().await.map_err(failed)
+    }
+}
+
+/// Gives the connection back, unless its answer is still to come.
+fn done<T>(
+    connection: PoolConnection<MySql>,
+    answer: Result<Result<T, LedgerError>, Elapsed>,
+) -> Result<T, LedgerError> {
+    match answer {
+        Ok(answer) => answer,
+        Err(_) => {
+            drop(connection.detach());
+            Err(LedgerError::Away("no answer from the database in time".to_owned()))
+        }
+    }
+}
+
+#[async_trait]
+impl Ledger for MySqlLedger {
+    async fn migrate(&self) -> Result<(), LedgerError> {
+        // A connection of its own: when it fails the lock of the migrations ends with it.
+        let mut connection = self.connection().await?.detach();
+        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, make_tables(&mut connection))
+            .await
+            .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))??;
+        connection.close().await.map_err(failed)
+    }
+
+    async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).checkpoints(topic)).await;
+        done(connection, answer)
+    }
+
+    async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, async {
+            let mut transaction = connection.begin().await.map_err(failed)?;
+            let posted = post::post(&mut Statements(&mut transaction), batch).await;
+            // Its locks end here, not when the connection is used again.
+            let ended = match &posted {
+                Ok(_) => transaction.commit().await,
+                Err(_) => transaction.rollback().await,
+            };
+            posted.and_then(|posted| ended.map(|()| posted).map_err(failed))
+        })
+        .await;
+        done(connection, answer)
+    }
+
+    async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).find(order)).await;
+        done(connection, answer)
+    }
+
+    async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
+        let mut connection = self.connection().await?;
+        let at = datetime(Timestamp::now());
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).begin_sale(item, epoch, units, &at)).await;
+        done(connection, answer)
+    }
+
+    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).sales()).await;
+        done(connection, answer)
+    }
+
+    async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).serials(item, epoch)).await;
+        done(connection, answer)
+    }
+
+    async fn faults(&self) -> Result<Faults, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).faults()).await;
+        done(connection, answer)
+    }
+}
+
+/// Makes what is missing, one program at a time. The migrator's own lock, which asks to wait for
+/// ever, is refused without a word by MariaDB.
+async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError> {
+    if migrated(connection).await? {
+        return Ok(());
+    }
+    let locked: Option<i64> = sqlx::query_scalar("select get_lock(concat('seckill-', md5(database())), ?)")
+        .bind(MIGRATE_WITHIN.as_secs())
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed)?;
+    if locked != Some(1) {
+        return Err(LedgerError::Away("somebody else is making the tables".to_owned()));
+    }
+    // The lock ends with the connection.
+    MIGRATIONS.run_direct(None, connection, false).await.map_err(not_migrated)
+}
+
+/// Whether every migration of this program was applied already; asks for no right but to read.
+async fn migrated(connection: &mut MySqlConnection) -> Result<bool, LedgerError> {
+    let applied = sqlx::query("select version, checksum from _sqlx_migrations where success")
+        .fetch_all(connection)
+        .await;
+    let applied = match applied {
+        Ok(rows) => rows,
+        Err(error) if number(&error) == Some(NO_SUCH_TABLE) => return Ok(false),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut known = Vec::new();
+    for row in &applied {
+        let version: i64 = row.try_get("version").map_err(failed)?;
+        let checksum: Vec<u8> = row.try_get("checksum").map_err(failed)?;
+        known.push((version, checksum));
+    }
+    Ok(MIGRATIONS
+        .iter()
+        .all(|wanted| known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)))
+}
+
+fn not_migrated(error: MigrateError) -> LedgerError {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => match number(&error) {
+            Some(number) if DENIED.contains(&number) => LedgerError::Broken(format!(
+                "this user may not make the tables; run `consumer migrate` once as one who may: {error}"
+            )),
+            _ => failed(error),
+        },
+        MigrateError::Dirty(version) => LedgerError::Broken(format!(
+            "making the tables was interrupted in migration {version}; drop what it made and its row in \
+             _sqlx_migrations, then run `consumer migrate`"
+        )),
+        other => LedgerError::Broken(other.to_string()),
+    }
+}
+
+/// `ER_NO_SUCH_TABLE`
+const NO_SUCH_TABLE: u16 = 1146;
+
+/// Access denied, to a database, a table, a column, or for want of a privilege.
+const DENIED: [u16; 4] = [1044, 1142, 1143, 1227];
+
+/// Errors that pass: too many connections, shutting down, killed, lock wait, deadlock, no room,
+/// read-only after a failover, and the time limits that a server sets itself.
+const PASSING: [u16; 26] = [
+    1015, 1021, 1040, 1041, 1047, 1053, 1077, 1079, 1114, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205, 1206,
+    1213, 1290, 1317, 1792, 1836, 1927, 4031,
+];
+
+/// Errors of a value: cut short, malformed, null, or against a check. Others have a SQLSTATE
+/// of class 22, data exception.
+const VALUE: [u16; 6] = [1048, 1265, 1300, 1366, 3819, 4025];
+
+fn number(error: &sqlx::Error) -> Option<u16> {
+    let database = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
+    Some(database.number())
+}
+
+fn failure(error: &sqlx::Error) -> Failure {
+    let Some(database) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::Protocol(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::BeginFailed => Failure::Away,
+            _ => Failure::Broken,
+        };
+    };
+    if database.is_unique_violation() {
+        return Failure::Taken;
+    }
+    let number = number(error).unwrap_or_default();
+    let data_exception = database.code().is_some_and(|state| state.starts_with("22"));
+    if PASSING.contains(&number) {
+        Failure::Away
+    } else if data_exception || VALUE.contains(&number) {
+        Failure::Refused
+    } else {
+        Failure::Broken
+    }
+}

@@ -1,0 +1,253 @@
+//! How a batch is posted: the same procedure for every database, within one transaction.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::row::{MAX_MESSAGE_BYTES, Row};
+use super::{Batch, Checkpoint, LedgerError, Message, Part, Posted, Verdict, fingerprint, judge};
+use crate::sale::Sale;
+
+/// Rows in one insert: 14 values each, and either database takes at least 32,766 in a statement.
+const MAX_ROWS: usize = 500;
+
+/// Bytes of messages in one insert, unless it is a single one: a quarter of the smallest default
+/// packet (`max_allowed_packet`, 16 MiB).
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// How often rows of other transactions may get in the way of one insert. Each time the ones
+/// that did are found, so twice is rare already.
+const MAX_RACES: u32 = 10;
+
+/// The longest error kept beside a dead letter; parsers may quote what they read.
+const MAX_ERROR_CHARS: usize = 1000;
+
+/// The tables within an open transaction.
+#[async_trait]
+pub(super) trait Tables: Send {
+    /// Reads a checkpoint and keeps it from being moved by others until the end.
+    async fn lock(&mut self, topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError>;
+
+    /// Writes a checkpoint; `known` says that it has a row already.
+    async fn advance(&mut self, topic: &str, partition: i32, to: &Checkpoint, known: bool)
+    -> Result<Written, LedgerError>;
+
+    /// Records rows, all of them or none.
+    async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError>;
+
+    /// The recorded rows that have the place, the unit or the order of one of these.
+    async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError>;
+
+    /// Puts a sale aside.
+    async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError>;
+
+    /// Puts a message aside that cannot become a row.
+    async fn bury(&mut self, topic: &str, partition: i32, message: &Message, error: &str)
+    -> Result<Written, LedgerError>;
+}
+
+/// What became of an insert.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Written {
+    /// It is there.
+    Done,
+    /// A unique key is taken; nothing was written.
+    Taken,
+    /// The database refuses a value for its own sake (too long, out of range); nothing was written.
+    Refused(String),
+}
+
+/// A row that stands in the way.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    pub(super) topic: String,
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+    pub(super) sale: Sale,
+}
+
+/// Posts a batch; the caller commits when it succeeds and rolls back when it does not.
+pub(super) async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, LedgerError> {
+    // Everyone locks in the order of the partitions, so no two can wait for each other.
+    for part in &batch.parts {
+        let found = tables.lock(&batch.topic, part.partition).await?.map(|checkpoint| checkpoint.next);
+        if found != part.from {
+            return Err(LedgerError::Moved { partition: part.partition, expected: part.from, found });
+        }
+    }
+    let mut posting = Posting { tables, topic: &batch.topic, posted: Posted::default() };
+    let mut rows = Vec::new();
+    for part in &batch.parts {
+        for message in &part.messages {
+            match Row::read(&batch.topic, part, message) {
+                Ok(row) => rows.push(row),
+                Err(error) => posting.bury(part.partition, message, &error).await?,
+            }
+        }
+    }
+    for chunk in chunks(&rows) {
+        posting.record(chunk).await?;
+    }
+    for part in &batch.parts {
+        posting.advance(part).await?;
+    }
+    Ok(posting.posted)
+}
+
+/// Cuts rows into inserts of at most [`MAX_ROWS`] and about [`MAX_BYTES`].
+fn chunks<'r, 'a>(rows: &'r [Row<'a>]) -> Vec<Vec<&'r Row<'a>>> {
+    let mut chunks: Vec<Vec<&Row<'_>>> = Vec::new();
+    let mut bytes = 0;
+    for row in rows {
+        bytes += row.info.len();
+        match chunks.last_mut() {
+            Some(last) if last.len() < MAX_ROWS && bytes <= MAX_BYTES => last.push(row),
+            _ => {
+                bytes = row.info.len();
+                chunks.push(vec![row]);
+            }
+        }
+    }
+    chunks
+}
+
+struct Posting<'t> {
+    tables: &'t mut dyn Tables,
+    topic: &'t str,
+    posted: Posted,
+}
+
+impl Posting<'_> {
+    /// Records rows by plain inserts; looks at what stands only after a unique key was taken.
+    async fn record(&mut self, chunk: Vec<&Row<'_>>) -> Result<(), LedgerError> {
+        let mut races = 0;
+        let mut todo = vec![chunk];
+        while let Some(mut rows) = todo.pop() {
+            if rows.is_empty() {
+                continue;
+            }
+            match self.tables.record(&rows).await? {
+                Written::Done => self.posted.new += rows.len() as u64,
+                Written::Taken => {
+                    let fresh = self.sort_out(&rows).await?;
+                    races += u32::from(fresh.len() == rows.len());
+                    if races > MAX_RACES {
+                        return Err(LedgerError::Away("a unique key is taken by rows that cannot be seen".into()));
+                    }
+                    todo.push(fresh);
+                }
+                Written::Refused(error) => match rows.as_slice() {
+                    [row] => self.bury(row.partition, row.message, &error).await?,
+                    // Halves, the earlier one first, until the rows that are refused stand alone.
+                    _ => {
+                        todo.push(rows.split_off(rows.len() / 2));
+                        todo.push(rows);
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts duplicates, sets conflicts aside, and returns the rows with nothing in their way.
+    async fn sort_out<'r, 'a>(&mut self, rows: &[&'r Row<'a>]) -> Result<Vec<&'r Row<'a>>, LedgerError> {
+        let mut known = Known::default();
+        for standing in self.tables.standing(rows).await? {
+            known.places.insert((standing.topic, standing.partition, standing.offset), standing.sale.order);
+            known.note(standing.sale);
+        }
+        let mut fresh = Vec::new();
+        for row in rows {
+            let place = (row.topic.to_owned(), row.partition, row.message.offset);
+            match known.places.get(&place) {
+                Some(order) if *order != row.sale.order => return Err(recreated(row, *order)),
+                _ => {}
+            }
+            match known.verdict(&row.sale) {
+                None => {
+                    known.note(row.sale.clone());
+                    fresh.push(*row);
+                }
+                Some(Verdict::Duplicate) => self.posted.duplicate += 1,
+                Some(Verdict::Conflict(reason)) => self.set_aside(row, reason).await?,
+            }
+        }
+        Ok(fresh)
+    }
+
+    async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<(), LedgerError> {
+        match self.tables.set_aside(row, reason).await? {
+            Written::Done => self.posted.conflict += 1,
+            Written::Taken => self.posted.duplicate += 1,
+            Written::Refused(error) => self.bury(row.partition, row.message, &error).await?,
+        }
+        Ok(())
+    }
+
+    async fn bury(&mut self, partition: i32, message: &Message, error: &str) -> Result<(), LedgerError> {
+        let error: String = error.chars().take(MAX_ERROR_CHARS).collect();
+        let kept;
+        let message = if message.value.len() > MAX_MESSAGE_BYTES {
+            kept = Message { offset: message.offset, value: message.value[..MAX_MESSAGE_BYTES].to_vec() };
+            &kept
+        } else {
+            message
+        };
+        match self.tables.bury(self.topic, partition, message, &error).await? {
+            Written::Done => self.posted.dead_letter += 1,
+            Written::Taken => self.posted.duplicate += 1,
+            Written::Refused(error) => {
+                return Err(LedgerError::Broken(format!("seckill_dead_letter refuses a message: {error}")));
+            }
+        }
+        Ok(())
+    }
+
+    async fn advance(&mut self, part: &Part) -> Result<(), LedgerError> {
+        let Some(last) = part.messages.last() else {
+            return Ok(());
+        };
+        let to = Checkpoint { next: last.offset + 1, fingerprint: fingerprint(&last.value) };
+        match self.tables.advance(self.topic, part.partition, &to, part.from.is_some()).await? {
+            Written::Done => {
+                self.posted.checkpoints.insert(part.partition, to);
+                Ok(())
+            }
+            // Only a first row can be taken: somebody else began this partition meanwhile.
+            Written::Taken => Err(LedgerError::Moved { partition: part.partition, expected: part.from, found: None }),
+            Written::Refused(error) => Err(LedgerError::Broken(format!("journal_offset refuses a row: {error}"))),
+        }
+    }
+}
+
+/// The rows in the way, by what they are in the way of.
+#[derive(Default)]
+struct Known {
+    places: HashMap<(String, i32, i64), Uuid>,
+    orders: HashMap<Uuid, Sale>,
+    units: HashMap<(String, Uuid, u64), Sale>,
+}
+
+impl Known {
+    fn note(&mut self, sale: Sale) {
+        self.units.insert((sale.item.clone(), sale.epoch, sale.serial), sale.clone());
+        self.orders.insert(sale.order, sale);
+    }
+
+    fn verdict(&self, sale: &Sale) -> Option<Verdict> {
+        let standing = self
+            .orders
+            .get(&sale.order)
+            .or_else(|| self.units.get(&(sale.item.clone(), sale.epoch, sale.serial)))?;
+        Some(judge(sale, standing))
+    }
+}
+
+fn recreated(row: &Row<'_>, recorded: Uuid) -> LedgerError {
+    LedgerError::Foreign(format!(
+        "topic {} partition {} offset {} holds order {}, but the ledger has order {recorded} from there: \
+         the topic was recreated; give SECKILL_KAFKA_TOPIC a new name, or SECKILL_DATABASE_URL a new database",
+        row.topic, row.partition, row.message.offset, row.sale.order
+    ))
+}

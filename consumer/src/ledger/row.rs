@@ -1,0 +1,87 @@
+//! A message as the row it becomes, or why it cannot become one.
+
+use jiff::Timestamp;
+
+use super::{Message, Part};
+use crate::sale::Sale;
+
+/// The longest message that is kept whole. Far above any sale, which takes 300 bytes, and far
+/// below what either database takes in one packet (16 MiB): no message can block the rest.
+pub(super) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+
+/// The longest name of an item, as the tables have it.
+const MAX_ITEM_BYTES: usize = 32;
+
+/// One row of `seckill`, or of `seckill_conflict`.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    pub(super) topic: &'a str,
+    pub(super) partition: i32,
+    pub(super) message: &'a Message,
+    pub(super) info: &'a str,
+    pub(super) sale: Sale,
+    pub(super) sold_at: String,
+    pub(super) term: i64,
+    pub(super) serial: i64,
+    pub(super) remaining: i64,
+}
+
+impl<'a> Row<'a> {
+    /// Reads a message; the error says what is wrong with it.
+    pub(super) fn read(topic: &'a str, part: &Part, message: &'a Message) -> Result<Self, String> {
+        if message.value.len() > MAX_MESSAGE_BYTES {
+            return Err(format!("{} bytes, more than {MAX_MESSAGE_BYTES}", message.value.len()));
+        }
+        let info = std::str::from_utf8(&message.value).map_err(|error| error.to_string())?;
+        let sale = Sale::from_json(&message.value).map_err(|error| error.to_string())?;
+        if !is_item(&sale.item) {
+            return Err("item is not 1 to 32 of a-z, 0-9, '-'".to_owned());
+        }
+        Ok(Self {
+            topic,
+            partition: part.partition,
+            message,
+            info,
+            sold_at: datetime(sale.sold_at),
+            term: number("term", sale.term)?,
+            serial: number("serial", sale.serial)?,
+            remaining: number("remaining", sale.remaining)?,
+            sale,
+        })
+    }
+}
+
+/// The names that the selling side gives; others would compare differently in each database.
+fn is_item(name: &str) -> bool {
+    (1..=MAX_ITEM_BYTES).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+}
+
+fn number(member: &str, value: u64) -> Result<i64, String> {
+    i64::try_from(value).map_err(|_| format!("{member} {value} is out of range"))
+}
+
+/// A time as `datetime(6)` is written, in UTC.
+pub(super) fn datetime(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string()
+}
+
+/// The time that a `datetime(6)` stands for.
+pub(super) fn timestamp(text: &str) -> Result<Timestamp, jiff::Error> {
+    let civil: jiff::civil::DateTime = text.parse()?;
+    Ok(civil.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn microseconds_survive() {
+        for text in ["2026-01-02 03:04:05.000006", "1999-12-31 23:59:59.999999", "2026-01-02 03:04:05.000000"] {
+            assert_eq!(datetime(timestamp(text).expect("a time")), text);
+        }
+        let finer: Timestamp = "2026-01-02T03:04:05.123456789Z".parse().expect("a time");
+        assert_eq!(datetime(finer), "2026-01-02 03:04:05.123456");
+    }
+}

@@ -1,0 +1,354 @@
+//! The statements of the ledger, written once: their text serves both databases.
+//!
+//! sqlx gives every database types of its own, so the same text is compiled for each. Backticks
+//! quote names in both (`offset` and `partition` are reserved words).
+
+/// A sale's columns, in the order of every insert.
+macro_rules! columns {
+    () => {
+        "info, `date`, topic, `partition`, `offset`, order_id, item, epoch, term, serial, remaining, attempt, buyer"
+    };
+}
+
+/// A sale's columns, as [`statements`] reads them back: a time as text of 26 characters.
+macro_rules! select_sale {
+    () => {
+        "select cast(`date` as char(26)) as sold_at, topic, `partition`, `offset`, order_id, item, epoch, term, \
+         serial, remaining, attempt, buyer from seckill where "
+    };
+}
+
+/// Defines `$name`, the statements on a connection to `$database`. `$failed` says what an error
+/// means, `$lock` is what makes a select lock its row.
+macro_rules! statements {
+    ($name:ident, $database:ty, $failed:path, $lock:literal) => {
+        /// The ledger's statements on one connection, in a transaction or not.
+        pub(super) struct $name<'c>(pub(super) &'c mut <$database as sqlx::Database>::Connection);
+
+        type Builder = sqlx::QueryBuilder<$database>;
+        type DatabaseRow = <$database as sqlx::Database>::Row;
+
+        impl $name<'_> {
+            pub(super) async fn checkpoints(
+                &mut self,
+                topic: &str,
+            ) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
+                let rows = sqlx::query(
+                    "select `partition`, next_offset, fingerprint from journal_offset where topic = ?",
+                )
+                .bind(topic)
+                .fetch_all(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                rows.iter()
+                    .map(|row| Ok((row.try_get("partition").map_err(failed)?, checkpoint(row)?)))
+                    .collect()
+            }
+
+            pub(super) async fn find(&mut self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
+                let row = sqlx::query(concat!(select_sale!(), "order_id = ?"))
+                    .bind(order.to_string())
+                    .fetch_optional(&mut *self.0)
+                    .await
+                    .map_err(failed)?;
+                Ok(row.as_ref().map(standing).transpose()?.map(|standing| standing.sale))
+            }
+
+            pub(super) async fn begin_sale(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                units: u64,
+                at: &str,
+            ) -> Result<(), LedgerError> {
+                let units = i64::try_from(units)
+                    .map_err(|_| LedgerError::Broken(format!("{units} units are more than it can hold")))?;
+                let inserted = sqlx::query("insert into seckill_term (item, epoch, units, began_at) values (?, ?, ?, ?)")
+                    .bind(item)
+                    .bind(epoch.to_string())
+                    .bind(units)
+                    .bind(at)
+                    .execute(&mut *self.0)
+                    .await;
+                match written(inserted.map(drop))? {
+                    Written::Done | Written::Taken => Ok(()),
+                    Written::Refused(error) => Err(LedgerError::Broken(error)),
+                }
+            }
+
+            pub(super) async fn sales(&mut self) -> Result<Vec<SaleRecord>, LedgerError> {
+                let mut sales = BTreeMap::new();
+                let begun = "select item, epoch from seckill_term";
+                for row in sqlx::query(begun).fetch_all(&mut *self.0).await.map_err(failed)? {
+                    let (item, epoch) = sale_of(&row)?;
+                    sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                }
+                let recorded =
+                    "select item, epoch, count(*) as recorded, max(serial) as highest from seckill group by item, epoch";
+                for row in sqlx::query(recorded).fetch_all(&mut *self.0).await.map_err(failed)? {
+                    let (item, epoch) = sale_of(&row)?;
+                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                    sale.recorded = unsigned(&row, "recorded")?;
+                    sale.highest = unsigned(&row, "highest")?;
+                }
+                let doubled = "select distinct item, epoch, serial from seckill_conflict where reason <> 'late' order by serial";
+                for row in sqlx::query(doubled).fetch_all(&mut *self.0).await.map_err(failed)? {
+                    let (item, epoch) = sale_of(&row)?;
+                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                    sale.doubled.push(unsigned(&row, "serial")?);
+                }
+                Ok(sales.into_values().collect())
+            }
+
+            pub(super) async fn serials(&mut self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
+                let rows = sqlx::query("select serial from seckill where item = ? and epoch = ? order by serial")
+                    .bind(item)
+                    .bind(epoch.to_string())
+                    .fetch_all(&mut *self.0)
+                    .await
+                    .map_err(failed)?;
+                rows.iter().map(|row| unsigned(row, "serial")).collect()
+            }
+
+            pub(super) async fn faults(&mut self) -> Result<Faults, LedgerError> {
+                let row = sqlx::query(
+                    "select (select count(*) from seckill_conflict where reason <> 'late') as conflicts, \
+                     (select count(*) from seckill_dead_letter) as dead_letters",
+                )
+                .fetch_one(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                Ok(Faults { conflicts: unsigned(&row, "conflicts")?, dead_letters: unsigned(&row, "dead_letters")? })
+            }
+        }
+
+        #[async_trait]
+        impl Tables for $name<'_> {
+            async fn lock(&mut self, topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError> {
+                let row = sqlx::query(concat!(
+                    "select next_offset, fingerprint from journal_offset where topic = ? and `partition` = ?",
+                    $lock
+                ))
+                .bind(topic)
+                .bind(partition)
+                .fetch_optional(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                row.as_ref().map(checkpoint).transpose()
+            }
+
+            async fn advance(
+                &mut self,
+                topic: &str,
+                partition: i32,
+                to: &Checkpoint,
+                known: bool,
+            ) -> Result<Written, LedgerError> {
+                let statement = if known {
+                    "update journal_offset set next_offset = ?, fingerprint = ? where topic = ? and `partition` = ?"
+                } else {
+                    "insert into journal_offset (next_offset, fingerprint, topic, `partition`) values (?, ?, ?, ?)"
+                };
+                let done = sqlx::query(statement)
+                    .bind(to.next)
+                    .bind(&to.fingerprint)
+                    .bind(topic)
+                    .bind(partition)
+                    .execute(&mut *self.0)
+                    .await;
+                written(done.map(drop))
+            }
+
+            async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {
+                let mut insert = Builder::new(concat!("insert into seckill (", columns!(), ") "));
+                insert.push_values(rows, |mut values, row| {
+                    values.push_bind(row.info);
+                    bind_sale(&mut values, row);
+                });
+                written(insert.build().persistent(false).execute(&mut *self.0).await.map(drop))
+            }
+
+            async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError> {
+                let mut found = Vec::new();
+                let mut by_order = Builder::new(concat!(select_sale!(), "order_id in ("));
+                list(&mut by_order, rows.iter().map(|row| row.sale.order.to_string()));
+                let mut units: BTreeMap<(&str, Uuid), Vec<i64>> = BTreeMap::new();
+                let mut places: BTreeMap<(&str, i32), Vec<i64>> = BTreeMap::new();
+                for row in rows {
+                    units.entry((&row.sale.item, row.sale.epoch)).or_default().push(row.serial);
+                    places.entry((row.topic, row.partition)).or_default().push(row.message.offset);
+                }
+                let by_unit = units.into_iter().map(|((item, epoch), serials)| {
+                    let mut query = Builder::new(concat!(select_sale!(), "item = "));
+                    query.push_bind(item).push(" and epoch = ").push_bind(epoch.to_string()).push(" and serial in (");
+                    list(&mut query, serials.into_iter());
+                    query
+                });
+                let by_place = places.into_iter().map(|((topic, partition), offsets)| {
+                    let mut query = Builder::new(concat!(select_sale!(), "topic = "));
+                    query.push_bind(topic).push(" and `partition` = ").push_bind(partition).push(" and `offset` in (");
+                    list(&mut query, offsets.into_iter());
+                    query
+                });
+                let queries: Vec<Builder> = std::iter::once(by_order).chain(by_unit).chain(by_place).collect();
+                for mut query in queries {
+                    let rows = query.build().persistent(false).fetch_all(&mut *self.0).await.map_err(failed)?;
+                    for row in &rows {
+                        found.push(standing(row)?);
+                    }
+                }
+                Ok(found)
+            }
+
+            async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError> {
+                let mut insert = Builder::new(concat!("insert into seckill_conflict (reason, ", columns!(), ") "));
+                insert.push_values([row], |mut values, row| {
+                    values.push_bind(reason);
+                    values.push_bind(row.info);
+                    bind_sale(&mut values, row);
+                });
+                written(insert.build().execute(&mut *self.0).await.map(drop))
+            }
+
+            async fn bury(
+                &mut self,
+                topic: &str,
+                partition: i32,
+                message: &Message,
+                error: &str,
+            ) -> Result<Written, LedgerError> {
+                let inserted = sqlx::query(
+                    "insert into seckill_dead_letter (topic, `partition`, `offset`, bytes, error) values (?, ?, ?, ?, ?)",
+                )
+                .bind(topic)
+                .bind(partition)
+                .bind(message.offset)
+                .bind(message.value.as_slice())
+                .bind(error)
+                .execute(&mut *self.0)
+                .await;
+                written(inserted.map(drop))
+            }
+        }
+
+        /// An error that no insert can answer for: away, or broken.
+        fn failed(error: sqlx::Error) -> LedgerError {
+            match $failed(&error) {
+                Failure::Away => LedgerError::Away(match error {
+                    sqlx::Error::PoolTimedOut => "no connection to the database in time".to_owned(),
+                    other => other.to_string(),
+                }),
+                Failure::Taken | Failure::Refused | Failure::Broken => LedgerError::Broken(error.to_string()),
+            }
+        }
+
+        /// What became of an insert.
+        fn written(result: Result<(), sqlx::Error>) -> Result<Written, LedgerError> {
+            match result {
+                Ok(()) => Ok(Written::Done),
+                Err(error) => match $failed(&error) {
+                    Failure::Taken => Ok(Written::Taken),
+                    Failure::Refused => Ok(Written::Refused(error.to_string())),
+                    Failure::Away | Failure::Broken => Err(failed(error)),
+                },
+            }
+        }
+
+        fn bind_sale(values: &mut sqlx::query_builder::Separated<'_, $database, &str>, row: &Row<'_>) {
+            values.push_bind(row.sold_at.as_str());
+            values.push_bind(row.topic);
+            values.push_bind(row.partition);
+            values.push_bind(row.message.offset);
+            values.push_bind(row.sale.order.to_string());
+            values.push_bind(row.sale.item.as_str());
+            values.push_bind(row.sale.epoch.to_string());
+            values.push_bind(row.term);
+            values.push_bind(row.serial);
+            values.push_bind(row.remaining);
+            values.push_bind(row.sale.attempt.as_deref());
+            values.push_bind(row.sale.buyer.as_deref());
+        }
+
+        fn list<T>(query: &mut Builder, values: impl Iterator<Item = T>)
+        where
+            T: for<'q> sqlx::Encode<'q, $database> + sqlx::Type<$database>,
+        {
+            let mut list = query.separated(", ");
+            for value in values {
+                list.push_bind(value);
+            }
+            list.push_unseparated(")");
+        }
+
+        fn checkpoint(row: &DatabaseRow) -> Result<Checkpoint, LedgerError> {
+            Ok(Checkpoint {
+                next: row.try_get("next_offset").map_err(failed)?,
+                fingerprint: row.try_get("fingerprint").map_err(failed)?,
+            })
+        }
+
+        fn standing(row: &DatabaseRow) -> Result<Standing, LedgerError> {
+            let sold_at: String = row.try_get("sold_at").map_err(failed)?;
+            let (item, epoch) = sale_of(row)?;
+            Ok(Standing {
+                topic: row.try_get("topic").map_err(failed)?,
+                partition: row.try_get("partition").map_err(failed)?,
+                offset: row.try_get("offset").map_err(failed)?,
+                sale: Sale {
+                    order: uuid(row, "order_id")?,
+                    item,
+                    epoch,
+                    term: unsigned(row, "term")?,
+                    serial: unsigned(row, "serial")?,
+                    remaining: unsigned(row, "remaining")?,
+                    attempt: row.try_get("attempt").map_err(failed)?,
+                    buyer: row.try_get("buyer").map_err(failed)?,
+                    sold_at: timestamp(&sold_at).map_err(|error| odd("date", error))?,
+                },
+            })
+        }
+
+        fn sale_of(row: &DatabaseRow) -> Result<(String, Uuid), LedgerError> {
+            Ok((row.try_get("item").map_err(failed)?, uuid(row, "epoch")?))
+        }
+
+        fn uuid(row: &DatabaseRow, column: &str) -> Result<Uuid, LedgerError> {
+            let text: String = row.try_get(column).map_err(failed)?;
+            text.parse().map_err(|error| odd(column, error))
+        }
+
+        fn unsigned(row: &DatabaseRow, column: &str) -> Result<u64, LedgerError> {
+            let number: i64 = row.try_get(column).map_err(failed)?;
+            u64::try_from(number).map_err(|error| odd(column, error))
+        }
+    };
+}
+
+pub(super) use {columns, select_sale, statements};
+
+use uuid::Uuid;
+
+use super::{LedgerError, SaleRecord};
+
+/// What an error of the database means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Not reachable, or busy (lock, deadlock): worth trying again.
+    Away,
+    /// A unique key is taken.
+    Taken,
+    /// A value is refused for its own sake.
+    Refused,
+    /// A part of our own is broken.
+    Broken,
+}
+
+/// A value that no row of ours has.
+pub(super) fn odd(column: &str, error: impl std::fmt::Display) -> LedgerError {
+    LedgerError::Broken(format!("column {column} holds what was never written there: {error}"))
+}
+
+/// A sale of which nothing is recorded.
+pub(super) fn unrecorded(item: String, epoch: Uuid) -> SaleRecord {
+    SaleRecord { item, epoch, recorded: 0, highest: 0, doubled: Vec::new() }
+}

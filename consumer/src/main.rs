@@ -1,0 +1,158 @@
+//! The program `consumer`: records sales from Kafka into the ledger, until it is told to stop.
+
+use std::net::TcpListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use consumer::config::{self, AFTER_HELP, ConfigError, Secret, Settings};
+use consumer::ledger::Ledger;
+use consumer::ledger::mysql::MySqlLedger;
+use consumer::metrics::Metrics;
+use consumer::reader::kafka::KafkaReader;
+use consumer::run::{Health, Stop, run, until_up};
+use consumer::step::{Consumer, StepError};
+use consumer::{kafka, ops};
+use prometheus::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// An orchestrator kills what is still there 15 s after SIGTERM: be gone before, whatever hangs.
+const END_WITHIN: Duration = Duration::from_secs(14);
+
+/// Records the sales of seckill: from Kafka into MySQL or MariaDB, each exactly once
+#[derive(Debug, Parser)]
+#[command(name = "consumer", version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    settings: Settings,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// Make the ledger's tables, or bring them up to date, and end
+    Migrate,
+}
+
+fn main() -> ExitCode {
+    let cli = match config::parse::<Cli>(|cli| &mut cli.settings) {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
+    config::log_to_stderr();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return config::failure(&error),
+    };
+    let code = runtime.block_on(async {
+        match cli.command {
+            None => work(&cli.settings).await,
+            Some(Command::Migrate) => migrate(&cli.settings).await,
+        }
+    });
+    // Nothing is waited for any more: what mattered was committed or is in the journal.
+    runtime.shutdown_background();
+    code.unwrap_or_else(|error| match error {
+        Error::Config(error) => config::usage(&error.0),
+        Error::Failed(why) => config::failure(&why),
+    })
+}
+
+enum Error {
+    Config(ConfigError),
+    Failed(String),
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl From<StepError> for Error {
+    fn from(error: StepError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+fn ledger(settings: &Settings) -> Result<MySqlLedger, ConfigError> {
+    let url = required(settings.secrets.database_url.as_ref(), "SECKILL_DATABASE_URL")?;
+    MySqlLedger::connect_lazy(url.reveal())
+}
+
+fn required<'s>(secret: Option<&'s Secret>, name: &str) -> Result<&'s Secret, ConfigError> {
+    secret.ok_or_else(|| ConfigError(format!("{name} is missing: the consumer needs it (see --help)")))
+}
+
+async fn migrate(settings: &Settings) -> Result<ExitCode, Error> {
+    let ledger = ledger(settings)?;
+    ledger.migrate().await.map_err(|error| Error::Failed(error.to_string()))?;
+    log::info!("the ledger's tables are in place");
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn work(settings: &Settings) -> Result<ExitCode, Error> {
+    required(settings.secrets.kafka_brokers.as_ref(), "SECKILL_KAFKA_BROKERS")?;
+    let ledger = Arc::new(ledger(settings)?);
+    kafka::client(settings)?;
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry).map_err(|error| Error::Failed(error.to_string()))?;
+    let address = settings.consumer_ops_listen;
+    let listener = TcpListener::bind(address)
+        .map_err(|error| Error::Failed(format!("SECKILL_CONSUMER_OPS_LISTEN={address}: {error}; name a free address")))?;
+    let health = Health::default();
+    let ops = ops::serve(listener, registry, health.ready()).map_err(|error| Error::Failed(error.to_string()))?;
+    let stop = stopped().map_err(|error| Error::Failed(error.to_string()))?;
+    tokio::pin!(stop);
+    let ended = tokio::select! {
+        ended = record(settings, ledger, metrics, health, &mut stop) => ended,
+        served = ops => served.map_err(|error| Error::Failed(format!("SECKILL_CONSUMER_OPS_LISTEN={address}: {error}"))),
+    };
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Waits for the servers, makes what is missing, records until it is told to stop.
+async fn record(
+    settings: &Settings,
+    ledger: Arc<MySqlLedger>,
+    metrics: Metrics,
+    health: Health,
+    mut stop: impl Future<Output = ()> + Unpin,
+) -> Result<(), Error> {
+    let up = async {
+        until_up(&health, || ledger.migrate()).await?;
+        until_up(&health, || kafka::ensure_topic(settings)).await
+    };
+    tokio::select! {
+        up = up => up?,
+        () = &mut stop => return Ok(()),
+    }
+    let reader = KafkaReader::new(settings)?;
+    let consumer = Consumer::new(Box::new(reader), ledger, metrics);
+    let stop = async {
+        stop.await;
+        Stop::Now
+    };
+    run(consumer, health, stop).await?;
+    log::info!("stopped");
+    Ok(())
+}
+
+/// Ends with SIGTERM or SIGINT; from then on the process is gone in time.
+fn stopped() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        log::info!("stopping");
+        std::thread::spawn(|| {
+            std::thread::sleep(END_WITHIN);
+            std::process::exit(0);
+        });
+    })
+}

@@ -1,0 +1,54 @@
+//! What ops ask of either program: `/livez`, `/readyz`, `/metrics`.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use actix_web::dev::Server;
+use actix_web::http::header::ContentType;
+use actix_web::{App, HttpResponse, HttpServer, web};
+use prometheus::{Encoder, Registry, TextEncoder};
+
+/// Says whether the program can do its work now; if not, why.
+pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+struct Ops {
+    registry: Registry,
+    ready: Ready,
+}
+
+/// Serves them on `listener`; the server runs when it is awaited or spawned.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io::Result<Server> {
+    let ops = web::Data::new(Ops { registry, ready });
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(ops.clone())
+            .route("/livez", web::get().to(livez))
+            .route("/readyz", web::get().to(readyz))
+            .route("/metrics", web::get().to(metrics))
+    });
+    // One scraper and one probe need no more, and signals are for the program to handle.
+    Ok(server.workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run())
+}
+
+async fn livez() -> HttpResponse {
+    HttpResponse::Ok().content_type(ContentType::plaintext()).body("ok")
+}
+
+async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
+    match (ops.ready)() {
+        Ok(()) => HttpResponse::Ok().content_type(ContentType::plaintext()).body("ok"),
+        Err(why) => HttpResponse::ServiceUnavailable().content_type(ContentType::plaintext()).body(why),
+    }
+}
+
+async fn metrics(ops: web::Data<Ops>) -> HttpResponse {
+    let encoder = TextEncoder::new();
+    let mut text = Vec::new();
+    match encoder.encode(&ops.registry.gather(), &mut text) {
+        Ok(()) => HttpResponse::Ok().content_type(encoder.format_type()).body(text),
+        Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+    }
+}

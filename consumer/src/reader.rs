@@ -1,0 +1,62 @@
+//! Where messages come from.
+
+pub mod kafka;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::ledger::Message;
+
+/// A journal seen from its end: partitions are assigned, started at an offset, read.
+#[async_trait]
+pub trait Reader: Send {
+    /// The topic it reads.
+    fn topic(&self) -> &str;
+
+    /// What came next, within `wait`: an assignment, or up to `max` messages. With a `max` of 0
+    /// only an assignment: for one who cannot take more and stays a member of the group.
+    async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError>;
+
+    /// Starts the partitions assigned last, each at the offset given, which the log must still
+    /// have; the others, which the ledger does not know, at the log's start. Started once more,
+    /// they are read again from there.
+    ///
+    /// # Errors
+    /// [`ReaderError::Foreign`] when the log does not have an offset: never skip.
+    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError>;
+
+    /// Reports to lag tools how far the ledger is. A report, never a source.
+    async fn report(&mut self, next: &BTreeMap<i32, i64>);
+
+    /// The end of each assigned partition: the offset of the next message to come.
+    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError>;
+
+    /// Leaves the group, so that others take over at once.
+    async fn close(&mut self) {}
+}
+
+/// What a read brought.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// The partitions this reader has from now on, all of them. Nothing is read before
+    /// [`Reader::start`].
+    Assigned(Vec<i32>),
+    /// Messages by partition; never empty.
+    Messages(BTreeMap<i32, Vec<Message>>),
+    /// Nothing within the time given.
+    Quiet,
+}
+
+/// Why nothing could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReaderError {
+    /// Not reachable: worth trying again.
+    #[error("the journal is away: {0}")]
+    Away(String),
+    /// An offset outside the log: stop and say so.
+    #[error("{0}")]
+    Foreign(String),
+}

@@ -1,0 +1,431 @@
+//! Sales from Kafka: the group assigns partitions, the ledger says where to start.
+//!
+//! librdkafka lets the application acknowledge an assignment at once with nothing in it, and
+//! assign partitions with offsets of its own later. So the group never waits for the ledger, and
+//! the group's own offsets are never read.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, StreamConsumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message as _;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{Read, Reader, ReaderError};
+use crate::config::{ConfigError, Settings};
+use crate::kafka::{self, away, blocking, watermarks};
+use crate::ledger::Message;
+
+/// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.
+const CLOSE_WITHIN: Duration = Duration::from_secs(4);
+
+/// Reads a topic as a member of a group.
+pub struct KafkaReader {
+    topic: String,
+    /// Gone once closed.
+    consumer: Option<Arc<Client>>,
+    assignment: Arc<Assignment>,
+    /// The next offset wanted of each partition that was started.
+    positions: BTreeMap<i32, i64>,
+    paused: bool,
+    /// Messages that came when none were wanted.
+    held: BTreeMap<i32, Vec<Message>>,
+    /// Why Kafka is away, until it answers.
+    trouble: Option<String>,
+}
+
+type Client = StreamConsumer<Context>;
+
+impl KafkaReader {
+    /// Joins the group.
+    ///
+    /// # Errors
+    /// When the settings cannot be used.
+    pub fn new(settings: &Settings) -> Result<Self, ConfigError> {
+        let topic = settings.kafka_topic.clone();
+        let mut config = kafka::client(settings)?;
+        config.set("group.id", &settings.kafka_group);
+        // The newer protocol assigns in small steps, which `start` does not follow.
+        config.set("group.protocol", "classic");
+        // Whole assignments, for the same reason.
+        config.set("partition.assignment.strategy", "range");
+        // A consumer killed with -9 is replaced within 10 s.
+        config.set("session.timeout.ms", "6000");
+        config.set("heartbeat.interval.ms", "2000");
+        // A consumer that hangs loses its partitions after this; a slow post takes 20 s.
+        config.set("max.poll.interval.ms", "60000");
+        // Outside the log: stop and say so, never skip.
+        config.set("auto.offset.reset", "error");
+        // The ledger keeps the offsets; what is committed is a report, made by hand.
+        config.set("enable.auto.commit", "false");
+        config.set("enable.auto.offset.store", "false");
+        // To read is not to make: `ensure_topic` knows how.
+        config.set("allow.auto.create.topics", "false");
+        // A sale waits for nothing.
+        config.set("fetch.wait.max.ms", "100");
+        // What is fetched ahead is bounded (default: 64 MB).
+        config.set("queued.max.messages.kbytes", "16384");
+        // Corrupt on the wire or on disk: noticed.
+        config.set("check.crcs", "true");
+        let assignment = Arc::new(Assignment::default());
+        let context = Context { assignment: Arc::clone(&assignment) };
+        let consumer: Client = kafka::create(&config, context)?;
+        consumer.subscribe(&[&topic]).map_err(|_| {
+            ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned())
+        })?;
+        Ok(Self {
+            topic,
+            consumer: Some(Arc::new(consumer)),
+            assignment,
+            positions: BTreeMap::new(),
+            paused: false,
+            held: BTreeMap::new(),
+            trouble: None,
+        })
+    }
+
+    fn consumer(&self) -> Result<Arc<Client>, ReaderError> {
+        self.consumer.clone().ok_or_else(|| ReaderError::Away("this reader was closed".to_owned()))
+    }
+
+    /// Stops or goes on fetching, so that the group can be served while nothing is wanted.
+    fn pause(&mut self, consumer: &Client, pause: bool) -> Result<(), ReaderError> {
+        if self.paused != pause && !self.positions.is_empty() {
+            let list = self.list(self.positions.keys().map(|partition| (*partition, Offset::Invalid)));
+            if pause { consumer.pause(&list) } else { consumer.resume(&list) }.map_err(away)?;
+            self.paused = pause;
+        }
+        Ok(())
+    }
+
+    /// Takes one message, or what came instead of one.
+    fn take(
+        &mut self,
+        consumer: &Client,
+        received: KafkaResult<rdkafka::message::BorrowedMessage<'_>>,
+        messages: &mut BTreeMap<i32, Vec<Message>>,
+    ) -> Result<usize, Trouble> {
+        match received {
+            Ok(message) => {
+                self.answered();
+                let offset = message.offset();
+                match self.positions.get_mut(&message.partition()) {
+                    Some(next) if offset >= *next => {
+                        *next = offset + 1;
+                        let value = message.payload().unwrap_or_default().to_vec();
+                        messages.entry(message.partition()).or_default().push(Message { offset, value });
+                        Ok(1)
+                    }
+                    // Fetched for an assignment that is no more.
+                    _ => Ok(0),
+                }
+            }
+            Err(error) => Err(trouble(&error, consumer.client().fatal_error().map(|(_, text)| text))),
+        }
+    }
+
+    fn answered(&mut self) {
+        self.trouble = None;
+    }
+
+    /// Nothing came. After a trouble it matters why: asks the broker.
+    async fn quiet(&mut self) -> Result<Read, ReaderError> {
+        let Some(trouble) = self.trouble.clone() else {
+            return Ok(Read::Quiet);
+        };
+        let consumer = self.consumer()?;
+        let topic = self.topic.clone();
+        let answer = blocking(move || {
+            let metadata = consumer.fetch_metadata(Some(&topic), kafka::ANSWER_WITHIN).map_err(away)?;
+            Ok(metadata.topics().iter().any(|found| found.name() == topic && !found.partitions().is_empty()))
+        })
+        .await?;
+        match answer {
+            Ok(true) => {
+                self.answered();
+                Ok(Read::Quiet)
+            }
+            Ok(false) => Err(ReaderError::Away(format!("there is no topic {}", self.topic))),
+            Err(ReaderError::Away(_)) => Err(ReaderError::Away(trouble)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Says which partition's offset lies outside the log.
+    async fn outside(&mut self) -> ReaderError {
+        let wanted = self.positions.clone();
+        match self.watermarks(wanted.keys().copied().collect()).await {
+            Ok(ends) => ends
+                .into_iter()
+                .find_map(|(partition, (first, end))| {
+                    let wanted = *wanted.get(&partition)?;
+                    (wanted < first || wanted > end).then(|| outside(&self.topic, partition, wanted, first, end))
+                })
+                .unwrap_or_else(|| {
+                    ReaderError::Foreign(format!(
+                        "topic {}: Kafka no longer has an offset that it had; look at its retention, and at what became of its disks",
+                        self.topic
+                    ))
+                }),
+            Err(error) => error,
+        }
+    }
+
+    async fn watermarks(&self, partitions: Vec<i32>) -> Result<BTreeMap<i32, (i64, i64)>, ReaderError> {
+        let consumer = self.consumer()?;
+        let topic = self.topic.clone();
+        blocking(move || watermarks(consumer.as_ref(), &topic, &partitions)).await?
+    }
+
+    fn list(&self, entries: impl Iterator<Item = (i32, Offset)>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in entries {
+            // Offsets of the log always can be represented; another is left for librdkafka to refuse.
+            if list.add_partition_offset(&self.topic, partition, offset).is_err() {
+                list.add_partition(&self.topic, partition);
+            }
+        }
+        list
+    }
+}
+
+#[async_trait]
+impl Reader for KafkaReader {
+    fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError> {
+        let consumer = self.consumer()?;
+        let until = Instant::now() + wait;
+        self.pause(&consumer, max == 0)?;
+        let mut messages = std::mem::take(&mut self.held);
+        let mut count = messages.values().map(Vec::len).sum();
+        let assignment = Arc::clone(&self.assignment);
+        loop {
+            if let Some(partitions) = assignment.changed() {
+                // What was read may be another's now.
+                self.positions.clear();
+                self.paused = false;
+                self.answered();
+                return Ok(Read::Assigned(partitions));
+            }
+            if max == 0 && count > 0 {
+                self.held = std::mem::take(&mut messages);
+                count = 0;
+            }
+            let received = if count == 0 {
+                tokio::select! {
+                    biased;
+                    () = assignment.notify.notified() => continue,
+                    received = consumer.recv() => received,
+                    () = sleep_until(until) => return self.quiet().await,
+                }
+            } else {
+                tokio::select! {
+                    biased;
+                    received = consumer.recv() => received,
+                    // No more here already: none is waited for, but an assignment that came
+                    // meanwhile is told first.
+                    () = std::future::ready(()) => match assignment.pending() {
+                        true => continue,
+                        false => return Ok(Read::Messages(messages)),
+                    },
+                }
+            };
+            match self.take(&consumer, received, &mut messages) {
+                Ok(taken) => count += taken,
+                Err(Trouble::Outside) => return Err(self.outside().await),
+                Err(Trouble::Fatal(why)) => return Err(ReaderError::Foreign(why)),
+                Err(Trouble::Away(why)) => {
+                    self.trouble = Some(why);
+                    if count == 0 {
+                        return self.quiet().await;
+                    }
+                }
+            }
+            if count > 0 && count >= max && !assignment.pending() {
+                return Ok(Read::Messages(messages));
+            }
+        }
+    }
+
+    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+        let consumer = self.consumer()?;
+        let partitions = self.assignment.partitions();
+        let mut positions = BTreeMap::new();
+        for (partition, (first, end)) in self.watermarks(partitions).await? {
+            let start = match from.get(&partition) {
+                Some(&wanted) if wanted < first || wanted >= end => {
+                    return Err(outside(&self.topic, partition, wanted, first, end));
+                }
+                Some(&wanted) => wanted,
+                None => first,
+            };
+            positions.insert(partition, start);
+        }
+        // A pause would outlive the assignment.
+        self.pause(&consumer, false)?;
+        let list = self.list(positions.iter().map(|(partition, start)| (*partition, Offset::Offset(*start))));
+        consumer.assign(&list).map_err(away)?;
+        self.positions = positions;
+        self.held.clear();
+        self.answered();
+        Ok(())
+    }
+
+    async fn report(&mut self, next: &BTreeMap<i32, i64>) {
+        let Ok(consumer) = self.consumer() else {
+            return;
+        };
+        let held = next.iter().filter(|(partition, _)| self.positions.contains_key(partition));
+        let list = self.list(held.map(|(partition, next)| (*partition, Offset::Offset(*next))));
+        if list.count() > 0
+            && let Err(error) = consumer.commit(&list, CommitMode::Async)
+        {
+            log::debug!("the group was not told how far the ledger is: {error}");
+        }
+    }
+
+    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
+        let ends = self.watermarks(self.positions.keys().copied().collect()).await?;
+        Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
+    }
+
+    async fn close(&mut self) {
+        let Some(consumer) = self.consumer.take() else {
+            return;
+        };
+        self.positions.clear();
+        if timeout(CLOSE_WITHIN, blocking(move || drop(consumer))).await.is_err() {
+            log::warn!("the group was left without a word: its coordinator does not answer");
+        }
+    }
+}
+
+impl Drop for KafkaReader {
+    /// Leaving the group blocks, so that it does not happen here.
+    fn drop(&mut self) {
+        if let Some(consumer) = self.consumer.take() {
+            std::thread::spawn(move || drop(consumer));
+        }
+    }
+}
+
+impl std::fmt::Debug for KafkaReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaReader").field("topic", &self.topic).field("positions", &self.positions).finish()
+    }
+}
+
+/// What the group assigned, as its callback left it.
+#[derive(Default)]
+struct Assignment {
+    state: Mutex<(Vec<i32>, bool)>,
+    notify: Notify,
+}
+
+impl Assignment {
+    fn set(&self, partitions: Vec<i32>) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = (partitions, true);
+        self.notify.notify_one();
+    }
+
+    /// The partitions, if they changed since the last call.
+    fn changed(&self) -> Option<Vec<i32>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut state.1).then(|| state.0.clone())
+    }
+
+    fn pending(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+
+    fn partitions(&self) -> Vec<i32> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+}
+
+struct Context {
+    assignment: Arc<Assignment>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        kafka::log_line(level, facility, message);
+    }
+
+    fn stats(&self, _: Statistics) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        log::debug!("librdkafka: {error}: {reason}");
+    }
+}
+
+impl ConsumerContext for Context {
+    /// Acknowledges at once, with nothing: the group goes on, and no partition starts at the
+    /// group's offset. [`Reader::start`] assigns them with the ledger's.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let (acknowledged, partitions) = if assigned {
+            let mut partitions: Vec<i32> = list.elements().iter().map(|entry| entry.partition()).collect();
+            partitions.sort_unstable();
+            (consumer.assign(&TopicPartitionList::new()), partitions)
+        } else {
+            (consumer.unassign(), Vec::new())
+        };
+        if let Err(error) = acknowledged {
+            log::warn!("an assignment could not be acknowledged: {error}");
+        }
+        self.assignment.set(partitions);
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            log::debug!("the group was not told how far the ledger is: {error}");
+        }
+    }
+}
+
+/// What an error instead of a message means.
+enum Trouble {
+    Away(String),
+    Outside,
+    Fatal(String),
+}
+
+fn trouble(error: &KafkaError, fatal: Option<String>) -> Trouble {
+    match (error, error.rdkafka_error_code()) {
+        (KafkaError::MessageConsumptionFatal(code), _) => {
+            Trouble::Fatal(format!("librdkafka gave up: {}", fatal.unwrap_or_else(|| code.to_string())))
+        }
+        (
+            _,
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation
+                | RDKafkaErrorCode::NoOffset,
+            ),
+        ) => Trouble::Outside,
+        (_, Some(code)) => Trouble::Away(code.to_string()),
+        (error, None) => Trouble::Away(error.to_string()),
+    }
+}
+
+fn outside(topic: &str, partition: i32, wanted: i64, first: i64, end: i64) -> ReaderError {
+    ReaderError::Foreign(format!(
+        "topic {topic} partition {partition}: the ledger needs offset {wanted}, the log has {first} up to {end}: \
+         the topic was recreated, lost its tail, or its retention removed what was not recorded; give \
+         SECKILL_KAFKA_TOPIC a new name, or once nothing is missing delete the partition's row in journal_offset"
+    ))
+}

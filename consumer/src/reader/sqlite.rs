@@ -1,0 +1,122 @@
+//! Sales from the embedded world's file: a table that is read in order.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::Row;
+use sqlx::sqlite::SqliteConnection;
+use tokio::time::{Instant, sleep};
+
+use super::{Read, Reader, ReaderError};
+use crate::ledger::Message;
+use crate::sqlite::{SqliteFile, Synchronous};
+
+/// The journal's name in checkpoints.
+pub const TOPIC: &str = "journal";
+
+/// The one partition that a file has.
+const PARTITION: i32 = 0;
+
+/// How soon a sale is seen. One look takes 30 µs, and the buyer waits for none of it.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Reads the journal of a file.
+#[derive(Debug)]
+pub struct SqliteReader {
+    connection: SqliteConnection,
+    next: Option<i64>,
+    assigned: bool,
+}
+
+impl SqliteReader {
+    /// A reader of `file`.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn open(file: &SqliteFile) -> Result<Self, ReaderError> {
+        let connection = file.connect(Synchronous::Normal).await.map_err(away)?;
+        Ok(Self { connection, next: None, assigned: false })
+    }
+
+    async fn messages(&mut self, from: i64, max: usize) -> Result<Vec<Message>, ReaderError> {
+        // Seeds stand between the sales; they are passed over.
+        let rows = sqlx::query(
+            "select `offset`, value from journal where `offset` >= ? and kind = 'sale' order by `offset` limit ?",
+        )
+        .bind(from)
+        .bind(i64::try_from(max).unwrap_or(i64::MAX))
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(away)?;
+        rows.iter()
+            .map(|row| {
+                let value: String = row.try_get("value").map_err(away)?;
+                Ok(Message { offset: row.try_get("offset").map_err(away)?, value: value.into_bytes() })
+            })
+            .collect()
+    }
+
+    async fn edge(&mut self, statement: &'static str) -> Result<Option<i64>, ReaderError> {
+        sqlx::query_scalar(statement).fetch_optional(&mut self.connection).await.map_err(away)
+    }
+}
+
+#[async_trait]
+impl Reader for SqliteReader {
+    fn topic(&self) -> &str {
+        TOPIC
+    }
+
+    async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError> {
+        if !self.assigned {
+            self.assigned = true;
+            return Ok(Read::Assigned(vec![PARTITION]));
+        }
+        let until = Instant::now() + wait;
+        loop {
+            if let Some(next) = self.next
+                && max > 0
+            {
+                let messages = self.messages(next, max).await?;
+                if let Some(last) = messages.last() {
+                    self.next = Some(last.offset + 1);
+                    return Ok(Read::Messages(BTreeMap::from([(PARTITION, messages)])));
+                }
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Read::Quiet);
+            }
+            sleep(if max == 0 { left } else { left.min(LOOK_EVERY) }).await;
+        }
+    }
+
+    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+        let first = self.edge("select `offset` from journal where kind = 'sale' order by `offset` limit 1").await?;
+        let end = self.ends().await?.remove(&PARTITION).unwrap_or_default();
+        match from.get(&PARTITION) {
+            Some(&wanted) if wanted >= end || first.is_none_or(|first| wanted < first) => {
+                Err(ReaderError::Foreign(format!(
+                    "the ledger needs sale {wanted} of the journal, which ends before {end}: \
+                     part of this file was lost or put back; restore all of it from one backup"
+                )))
+            }
+            wanted => {
+                self.next = Some(wanted.copied().or(first).unwrap_or_default());
+                Ok(())
+            }
+        }
+    }
+
+    async fn report(&mut self, _: &BTreeMap<i32, i64>) {}
+
+    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
+        let last = self.edge("select `offset` from journal where kind = 'sale' order by `offset` desc limit 1").await?;
+        Ok(BTreeMap::from([(PARTITION, last.map_or(0, |last| last + 1))]))
+    }
+}
+
+fn away(error: sqlx::Error) -> ReaderError {
+    ReaderError::Away(error.to_string())
+}

@@ -1,0 +1,177 @@
+//! The consumer as a process or as a task: steps until it is told to stop.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::ledger::LedgerError;
+use crate::ops::Ready;
+use crate::reader::ReaderError;
+use crate::step::{Consumer, Step, StepError};
+
+/// For the batch in hand, when the consumer is told to stop at once.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
+/// Between two tries to reach a server at the start.
+const TRY_EVERY: Duration = Duration::from_secs(1);
+
+/// How to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// After the batch in hand.
+    Now,
+    /// Once the journal was read to its end, or when this time is over.
+    CaughtUp(Duration),
+}
+
+/// Whether the consumer can do its work, shared with `/readyz`.
+#[derive(Debug, Clone)]
+pub struct Health(Arc<Mutex<Option<String>>>);
+
+impl Default for Health {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Some("starting".to_owned()))))
+    }
+}
+
+impl Health {
+    /// For [`crate::ops::serve`].
+    #[must_use]
+    pub fn ready(&self) -> Ready {
+        let health = self.clone();
+        Arc::new(move || health.check())
+    }
+
+    /// Whether the consumer can do its work.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
+    }
+
+    /// Notes a state and logs it, once per change.
+    fn note(&self, trouble: Option<&str>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.as_deref() == trouble {
+            return;
+        }
+        match trouble {
+            Some(why) => log::warn!("waiting: {why}"),
+            None => log::info!("ready"),
+        }
+        *state = trouble.map(str::to_owned);
+    }
+}
+
+/// Why a try at the start failed.
+#[derive(Debug)]
+pub enum Unready {
+    /// Worth trying again.
+    Away(String),
+    /// Not worth it.
+    Broken(StepError),
+}
+
+impl From<LedgerError> for Unready {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Away(_) | LedgerError::Moved { .. } => Self::Away(error.to_string()),
+            LedgerError::Foreign(why) => Self::Broken(StepError::Foreign(why)),
+            LedgerError::Broken(_) => Self::Broken(StepError::Broken(error.to_string())),
+        }
+    }
+}
+
+impl From<ReaderError> for Unready {
+    fn from(error: ReaderError) -> Self {
+        match error {
+            ReaderError::Away(_) => Self::Away(error.to_string()),
+            ReaderError::Foreign(why) => Self::Broken(StepError::Foreign(why)),
+        }
+    }
+}
+
+/// Tries until it succeeds: a server that is away is waited for.
+///
+/// # Errors
+/// When waiting does not help.
+pub async fn until_up<T, E, F>(health: &Health, mut attempt: impl FnMut() -> F) -> Result<T, StepError>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<Unready>,
+{
+    loop {
+        match attempt().await.map_err(Into::into) {
+            Ok(up) => return Ok(up),
+            Err(Unready::Broken(error)) => return Err(error),
+            Err(Unready::Away(why)) => health.note(Some(&why)),
+        }
+        sleep(TRY_EVERY).await;
+    }
+}
+
+/// Steps until `stop` says how to stop, then leaves the group.
+///
+/// # Errors
+/// When a step cannot go on.
+pub async fn run(mut consumer: Consumer, health: Health, stop: impl Future<Output = Stop>) -> Result<(), StepError> {
+    let mut stop = pin!(stop);
+    let how = loop {
+        let mut step = pin!(consumer.step());
+        tokio::select! {
+            biased;
+            how = &mut stop => {
+                // The step under way is not cut off: it may hold a batch.
+                let until = Instant::now() + FINISH_WITHIN;
+                if let Ok(done) = timeout_at(until, step).await {
+                    note(&health, &done?);
+                }
+                break how;
+            }
+            done = &mut step => note(&health, &done?),
+        }
+    };
+    if let Err(error) = finish(&mut consumer, how).await {
+        consumer.close().await;
+        return Err(error);
+    }
+    consumer.close().await;
+    Ok(())
+}
+
+fn note(health: &Health, step: &Step) {
+    match step {
+        Step::Away(why) => health.note(Some(why)),
+        // Says nothing of the servers.
+        Step::Moved => {}
+        Step::Started(_) | Step::Verified | Step::Posted(_) | Step::Quiet => health.note(None),
+    }
+}
+
+/// The last steps.
+async fn finish(consumer: &mut Consumer, how: Stop) -> Result<(), StepError> {
+    let within = match how {
+        Stop::Now => FINISH_WITHIN,
+        Stop::CaughtUp(within) => within,
+    };
+    let until = Instant::now() + within;
+    while consumer.in_hand() || how != Stop::Now {
+        match timeout_at(until, consumer.step()).await {
+            Ok(Ok(Step::Quiet)) => break,
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => {
+                log::warn!("stopped before everything was recorded; the journal keeps it for the next start");
+                break;
+            }
+        }
+        if Instant::now() >= until {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The message that stands for one unit sold, as it crosses the journal.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+use uuid::Uuid;
+
+/// One unit sold. `(item, epoch, serial)` names the unit for ever, `order` names the purchase.
+///
+/// The reader defines what can be read: members it does not know are ignored, and the wire form
+/// is pinned by a test.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sale {
+    /// The order the buyer is told, a UUID v7 made before the unit was taken.
+    pub order: Uuid,
+    /// What was sold; the default item is `counter`.
+    pub item: String,
+    /// The sale it belongs to; a new one begins with every `seckill seed`.
+    pub epoch: Uuid,
+    /// Raised whenever the books were reopened; the ledger refuses sales of an older term.
+    #[serde(default)]
+    pub term: u64,
+    /// The unit's number within the epoch, from 1.
+    pub serial: u64,
+    /// Units left after this one.
+    pub remaining: u64,
+    /// The attempt that took it (`k:` and the idempotency key), if it had a name.
+    #[serde(default)]
+    pub attempt: Option<String>,
+    /// Reserved for logins.
+    #[serde(default)]
+    pub buyer: Option<String>,
+    /// When it was taken, by the clock of the node that took it.
+    #[serde(serialize_with = "micros")]
+    pub sold_at: Timestamp,
+}
+
+impl Sale {
+    /// The sale as the journal carries it.
+    ///
+    /// # Errors
+    /// None in practice: every member has a JSON form.
+    pub fn to_json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(self)
+    }
+
+    /// Reads what the journal carried.
+    ///
+    /// # Errors
+    /// When it is not JSON, a member is missing or of the wrong type, or the serial is zero.
+    pub fn from_json(bytes: &[u8]) -> serde_json::Result<Self> {
+        let sale: Self = serde_json::from_slice(bytes)?;
+        if sale.serial == 0 {
+            return Err(serde::de::Error::custom("serial is 0, the first unit is 1"));
+        }
+        Ok(sale)
+    }
+}
+
+/// Always six digits of the second, so that text sorts as time does.
+fn micros<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{at:.6}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIRE: &str = r#"{"order":"01970000-0000-7000-8000-000000000001","item":"counter","epoch":"01970000-0000-7000-8000-0000000000ee","term":0,"serial":7,"remaining":993,"attempt":"k:abc","buyer":null,"soldAt":"2026-01-02T03:04:05.000006Z"}"#;
+
+    #[test]
+    fn the_wire_form_stays() {
+        let sale = Sale::from_json(WIRE.as_bytes()).expect("readable");
+        assert_eq!(String::from_utf8(sale.to_json().expect("json")).expect("utf-8"), WIRE);
+        assert_eq!(sale.serial, 7);
+    }
+
+    #[test]
+    fn unknown_members_are_ignored_and_missing_ones_named() {
+        let more = WIRE.replace("\"item\"", "\"coupon\":1,\"item\"");
+        assert!(Sale::from_json(more.as_bytes()).is_ok());
+        let less = WIRE.replace("\"serial\":7,", "");
+        let error = Sale::from_json(less.as_bytes()).expect_err("no serial");
+        assert!(error.to_string().contains("serial"), "{error}");
+        assert!(Sale::from_json(b"not json").is_err());
+        assert!(Sale::from_json(WIRE.replace(":7,", ":0,").as_bytes()).is_err());
+    }
+}

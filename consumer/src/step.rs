@@ -1,0 +1,327 @@
+//! One finite step of the consumer: an assignment taken up, or a batch read and posted.
+//!
+//! Only the outermost caller loops. A step reads no clock but tokio's and starts no thread, so a
+//! simulation can drive it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::lag::Lag;
+use crate::ledger::{Batch, Checkpoint, Ledger, LedgerError, Message, Part, Posted, fingerprint};
+use crate::metrics::Metrics;
+use crate::reader::{Read, Reader, ReaderError};
+
+/// Messages in one transaction: enough that its commit is paid once for many, few enough that it
+/// takes well under a second and others wait little for its locks.
+pub const MAX_BATCH: usize = 1000;
+
+/// How long a step waits for a message: also how soon a shutdown is noticed.
+const READ_WAIT: Duration = Duration::from_millis(500);
+
+/// When quiet, the group is told again how far the ledger is: someone may have reset it.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// The lag is asked of the broker, so not with every batch.
+const LAG_EVERY: Duration = Duration::from_secs(1);
+
+/// Waiting for a server that is away: soon at first, then at most this long, so that the sale
+/// goes on within 10 s after it is back.
+const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
+
+/// From a reader into a ledger.
+pub struct Consumer {
+    reader: Box<dyn Reader>,
+    ledger: Arc<dyn Ledger>,
+    metrics: Metrics,
+    lag: Lag,
+    topic: String,
+    assigned: Vec<i32>,
+    /// Whether the partitions assigned were started at the ledger's checkpoints.
+    started: bool,
+    checkpoints: BTreeMap<i32, Checkpoint>,
+    /// Partitions of which the message before the checkpoint is still to be seen again.
+    unverified: BTreeMap<i32, Checkpoint>,
+    /// Read and not posted yet.
+    batch: Option<Batch>,
+    backoff: Duration,
+    reported: Option<Instant>,
+    measured: Option<Instant>,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// It has these partitions now, and began each where the ledger ends.
+    Started(Vec<i32>),
+    /// The messages before the checkpoints were seen to be the same.
+    Verified,
+    /// A batch was posted.
+    Posted(Posted),
+    /// Somebody else posted meanwhile; it begins again from the new checkpoints.
+    Moved,
+    /// There was nothing to do.
+    Quiet,
+    /// A server is away; nothing is lost, the next step tries again.
+    Away(String),
+}
+
+/// Why there can be no further step.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The journal is not the one that the books were kept from.
+    #[error("{0}")]
+    Foreign(String),
+    /// A part of our own is broken.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// What stands in the way of a step.
+enum Trouble {
+    Away(String),
+    Moved,
+    Fatal(StepError),
+}
+
+impl From<LedgerError> for Trouble {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Away(_) => Self::Away(error.to_string()),
+            LedgerError::Moved { .. } => {
+                log::info!("{error}");
+                Self::Moved
+            }
+            LedgerError::Foreign(why) => Self::Fatal(StepError::Foreign(why)),
+            LedgerError::Broken(_) => Self::Fatal(StepError::Broken(error.to_string())),
+        }
+    }
+}
+
+impl From<ReaderError> for Trouble {
+    fn from(error: ReaderError) -> Self {
+        match error {
+            ReaderError::Away(_) => Self::Away(error.to_string()),
+            ReaderError::Foreign(why) => Self::Fatal(StepError::Foreign(why)),
+        }
+    }
+}
+
+impl Consumer {
+    /// A consumer at its beginning; the first step takes an assignment.
+    #[must_use]
+    pub fn new(reader: Box<dyn Reader>, ledger: Arc<dyn Ledger>, metrics: Metrics) -> Self {
+        let topic = reader.topic().to_owned();
+        Self {
+            lag: Lag::new(&topic, metrics.clone()),
+            reader,
+            ledger,
+            metrics,
+            topic,
+            assigned: Vec::new(),
+            started: true,
+            checkpoints: BTreeMap::new(),
+            unverified: BTreeMap::new(),
+            batch: None,
+            backoff: *BACKOFF.start(),
+            reported: None,
+            measured: None,
+        }
+    }
+
+    /// Does the next thing there is to do, within seconds. Dropped half-way, it is done again by
+    /// the next.
+    ///
+    /// # Errors
+    /// When no later step could do better: what and where, and what a person can do.
+    pub async fn step(&mut self) -> Result<Step, StepError> {
+        let done = if !self.started {
+            self.start().await
+        } else if self.batch.is_some() {
+            self.post().await
+        } else {
+            self.read().await
+        };
+        match done {
+            Ok(step) => {
+                self.backoff = *BACKOFF.start();
+                Ok(step)
+            }
+            Err(Trouble::Fatal(error)) => Err(error),
+            Err(Trouble::Moved) => {
+                self.started = false;
+                self.wait().await?;
+                Ok(Step::Moved)
+            }
+            Err(Trouble::Away(why)) => {
+                self.wait().await?;
+                Ok(Step::Away(why))
+            }
+        }
+    }
+
+    /// Whether a batch was read that is not posted yet.
+    #[must_use]
+    pub fn in_hand(&self) -> bool {
+        self.batch.is_some()
+    }
+
+    /// Leaves the group.
+    pub async fn close(&mut self) {
+        self.reader.close().await;
+    }
+
+    /// Reads the checkpoints and starts each partition one message before its own.
+    async fn start(&mut self) -> Result<Step, Trouble> {
+        self.checkpoints = self.ledger.checkpoints(&self.topic).await?;
+        self.checkpoints.retain(|partition, _| self.assigned.contains(partition));
+        let from = self.checkpoints.iter().map(|(partition, checkpoint)| (*partition, checkpoint.next - 1)).collect();
+        self.reader.start(&from).await?;
+        self.unverified = self.checkpoints.clone();
+        self.started = true;
+        self.report().await;
+        self.measure().await;
+        Ok(Step::Started(self.assigned.clone()))
+    }
+
+    async fn read(&mut self) -> Result<Step, Trouble> {
+        match self.reader.read(MAX_BATCH, READ_WAIT).await? {
+            Read::Assigned(partitions) => {
+                self.assign(partitions);
+                if self.assigned.is_empty() {
+                    return Ok(Step::Started(Vec::new()));
+                }
+                self.start().await
+            }
+            Read::Messages(messages) => {
+                let mut parts = Vec::new();
+                for (partition, messages) in messages {
+                    parts.extend(self.part(partition, messages)?);
+                }
+                if parts.is_empty() {
+                    return Ok(Step::Verified);
+                }
+                self.batch = Some(Batch { topic: self.topic.clone(), parts });
+                self.post().await
+            }
+            Read::Quiet => {
+                let due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
+                if due && !self.assigned.is_empty() {
+                    self.report().await;
+                    self.measure().await;
+                }
+                Ok(Step::Quiet)
+            }
+        }
+    }
+
+    /// Other partitions, or none: what was read of the former ones is read again by whoever has
+    /// them now.
+    fn assign(&mut self, partitions: Vec<i32>) {
+        log::info!("topic {}: partitions {partitions:?} assigned", self.topic);
+        self.lag.keep(&partitions);
+        self.assigned = partitions;
+        self.started = self.assigned.is_empty();
+        self.batch = None;
+        self.checkpoints.clear();
+        self.unverified.clear();
+    }
+
+    /// Messages that follow the checkpoint; the one before it is looked at and left out.
+    fn part(&mut self, partition: i32, mut messages: Vec<Message>) -> Result<Option<Part>, Trouble> {
+        if let Some(first) = messages.first()
+            && let Some(checkpoint) = self.unverified.get(&partition)
+        {
+            let same = first.offset == checkpoint.next - 1 && fingerprint(&first.value) == checkpoint.fingerprint;
+            if !same {
+                return Err(Trouble::Fatal(self.another(partition, first, checkpoint)));
+            }
+            self.unverified.remove(&partition);
+        }
+        let from = self.checkpoints.get(&partition).map(|checkpoint| checkpoint.next);
+        messages.retain(|message| from.is_none_or(|from| message.offset >= from));
+        Ok((!messages.is_empty()).then_some(Part { partition, from, messages }))
+    }
+
+    fn another(&self, partition: i32, found: &Message, checkpoint: &Checkpoint) -> StepError {
+        let what = if found.offset == checkpoint.next - 1 {
+            "is another one now: the topic was recreated, or an older backup put back"
+        } else {
+            "is gone: the topic's retention or compaction removed it"
+        };
+        StepError::Foreign(format!(
+            "topic {} partition {partition}: the last message recorded, offset {}, {what}; nothing is skipped: \
+             give SECKILL_KAFKA_TOPIC a new name, or once nothing is missing delete the partition's row in journal_offset",
+            self.topic,
+            checkpoint.next - 1
+        ))
+    }
+
+    /// Posts the batch in hand, which stays there while the ledger is away.
+    async fn post(&mut self) -> Result<Step, Trouble> {
+        let Some(batch) = &self.batch else {
+            return Ok(Step::Quiet);
+        };
+        let began = Instant::now();
+        let posted = self.ledger.post(batch).await;
+        if !matches!(posted, Err(LedgerError::Away(_))) {
+            self.batch = None;
+        }
+        let posted = posted?;
+        self.metrics.posted(&posted, began.elapsed());
+        self.checkpoints.extend(posted.checkpoints.clone());
+        if posted.conflict + posted.dead_letter > 0 {
+            log::warn!(
+                "topic {}: {} sales in conflict and {} dead letters put aside, see seckill_conflict and seckill_dead_letter",
+                self.topic,
+                posted.conflict,
+                posted.dead_letter
+            );
+        }
+        self.report().await;
+        if self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
+            self.measure().await;
+        }
+        Ok(Step::Posted(posted))
+    }
+
+    /// Waits before the next try, and stays a member of the group meanwhile: partitions may go to
+    /// somebody who can post.
+    async fn wait(&mut self) -> Result<(), StepError> {
+        let until = Instant::now() + self.backoff;
+        match self.reader.read(0, self.backoff).await.map_err(Trouble::from) {
+            Ok(Read::Assigned(partitions)) => self.assign(partitions),
+            Ok(Read::Quiet) | Err(Trouble::Away(_) | Trouble::Moved) => sleep_until(until).await,
+            // Not asked for. They are not lost: it begins again where the ledger ends.
+            Ok(Read::Messages(_)) => {
+                self.batch = None;
+                self.started = false;
+            }
+            Err(Trouble::Fatal(error)) => return Err(error),
+        }
+        self.backoff = (self.backoff * 2).min(*BACKOFF.end());
+        Ok(())
+    }
+
+    async fn report(&mut self) {
+        let next = self.checkpoints.iter().map(|(partition, checkpoint)| (*partition, checkpoint.next)).collect();
+        self.reader.report(&next).await;
+        self.reported = Some(Instant::now());
+    }
+
+    async fn measure(&mut self) {
+        match self.reader.ends().await {
+            Ok(ends) => self.lag.show(&ends, |partition| self.checkpoints.get(&partition).map_or(0, |known| known.next)),
+            Err(error) => log::debug!("the lag is not known: {error}"),
+        }
+        self.measured = Some(Instant::now());
+    }
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer").field("topic", &self.topic).field("assigned", &self.assigned).finish()
+    }
+}

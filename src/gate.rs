@@ -1,0 +1,111 @@
+//! What can be answered without asking the stock: not open, closed, sold out, in doubt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::shop::{Purchase, State, View};
+
+/// How often a till refreshes its view: what an operator does shows on every node within 200 ms.
+pub const REFRESH_EVERY: Duration = Duration::from_millis(100);
+
+/// A view older than this vouches for nothing: "unavailable", never "sold out".
+const STALE_AFTER: Duration = Duration::from_secs(1);
+
+/// When the sale is open, in Unix milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Window {
+    /// Not before; always, when unset.
+    pub opens_at: Option<i64>,
+    /// Not from then on; for ever, when unset.
+    pub closes_at: Option<i64>,
+}
+
+impl Window {
+    /// Whether the opening is still to come.
+    #[must_use]
+    pub fn before_opening(&self) -> bool {
+        self.opens_at.is_some_and(|at| now_ms() < at)
+    }
+
+    /// Whether the sale is over.
+    #[must_use]
+    pub fn after_closing(&self) -> bool {
+        self.closes_at.is_some_and(|at| now_ms() >= at)
+    }
+}
+
+/// This node's clock, in Unix milliseconds.
+#[must_use]
+pub fn now_ms() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+/// What a node knows of an item, from the last reply of the stock.
+#[derive(Debug, Clone)]
+pub struct Level {
+    /// When the stock was asked.
+    pub asked: Instant,
+    /// The sale's name.
+    pub epoch: Option<Uuid>,
+    /// Units left; `None`: not on sale.
+    pub left: Option<u64>,
+    /// Entries in the outbox.
+    pub open: u64,
+    /// Why the stock could not say, if it could not.
+    pub trouble: Option<Arc<str>>,
+}
+
+/// Whether an anonymous attempt may go on to the till.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// It may.
+    Open,
+    /// It has its answer.
+    Shut(Purchase),
+}
+
+impl Level {
+    /// Why this level vouches for nothing, if so.
+    #[must_use]
+    pub fn doubt(&self) -> Option<Arc<str>> {
+        match &self.trouble {
+            Some(trouble) => Some(Arc::clone(trouble)),
+            None if self.asked.elapsed() > STALE_AFTER => Some("the stock does not answer".into()),
+            None => None,
+        }
+    }
+
+    /// What an anonymous attempt is told without asking the stock.
+    #[must_use]
+    pub fn gate(&self, window: Window, journal_ready: bool) -> Gate {
+        match self.view(window, journal_ready).state {
+            State::Open => Gate::Open,
+            State::NotOpen => Gate::Shut(Purchase::NotOpen),
+            State::SoldOut => Gate::Shut(Purchase::SoldOut),
+            State::Closed => Gate::Shut(Purchase::Closed),
+            State::NotOnSale => Gate::Shut(Purchase::NotOnSale),
+            State::Unavailable => Gate::Shut(Purchase::Unavailable),
+        }
+    }
+
+    /// What the page shows.
+    #[must_use]
+    pub fn view(&self, window: Window, journal_ready: bool) -> View {
+        let doubt = self.doubt().is_some();
+        let state = match self.left {
+            _ if doubt => State::Unavailable,
+            None => State::NotOnSale,
+            _ if window.before_opening() => State::NotOpen,
+            _ if window.after_closing() => State::Closed,
+            Some(0) => State::SoldOut,
+            // What was sold is sold: only who would take a unit needs the journal.
+            Some(_) if !journal_ready => State::Unavailable,
+            Some(_) => State::Open,
+        };
+        View { state, left: self.left.unwrap_or(0), epoch: self.epoch }
+    }
+}

@@ -1,0 +1,128 @@
+//! The words of every answer: its code, its status, its sentence in two languages.
+
+use actix_web::http::header::{self, AcceptLanguage, Header as _};
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse};
+use serde_json::json;
+
+/// An answer's `code`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Code {
+    Success,
+    SoldOut,
+    Pending,
+    NotOpen,
+    Closed,
+    NotOnSale,
+    Busy,
+    Unavailable,
+    BadRequest,
+    NotFound,
+    MethodNotAllowed,
+}
+
+/// What a page or load plan should wait before it tries again, in seconds.
+const RETRY_AFTER_S: &str = "1";
+
+impl Code {
+    /// As it stands in answers and metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::SoldOut => "sold_out",
+            Self::Pending => "pending",
+            Self::NotOpen => "not_open",
+            Self::Closed => "closed",
+            Self::NotOnSale => "not_on_sale",
+            Self::Busy => "busy",
+            Self::Unavailable => "unavailable",
+            Self::BadRequest => "bad_request",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+        }
+    }
+
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::Success | Self::SoldOut => StatusCode::OK,
+            Self::Pending => StatusCode::ACCEPTED,
+            Self::NotOpen | Self::Closed => StatusCode::FORBIDDEN,
+            Self::NotOnSale | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Busy | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+
+    /// The sentence for `messages`.
+    pub(super) fn message(self, language: Language, left: u64) -> String {
+        let (zh, en) = match self {
+            Self::Success => {
+                return match language {
+                    Language::Zh => format!("购买成功，还剩下{left}个"),
+                    Language::En => format!("Bought, {left} left"),
+                };
+            }
+            Self::SoldOut => ("抢完了", "Sold out"),
+            Self::Pending => ("订单确认中，请稍候", "Your order is being confirmed"),
+            Self::NotOpen => ("抢购还没有开始", "The sale has not opened yet"),
+            Self::Closed => ("抢购已经结束", "The sale is over"),
+            Self::NotOnSale => ("该商品不在售", "This item is not on sale"),
+            Self::Busy => ("排队的人太多，请稍后再试", "Too many are waiting, please try again"),
+            Self::Unavailable => ("暂时无法购买，请稍后再试", "Not available right now, please try again"),
+            Self::BadRequest => ("请求有误", "The request is malformed"),
+            Self::NotFound => ("没有找到", "Not found"),
+            Self::MethodNotAllowed => ("不支持该请求方法", "Method not allowed"),
+        };
+        match language {
+            Language::Zh => zh.to_owned(),
+            Language::En => en.to_owned(),
+        }
+    }
+}
+
+/// The languages of `messages`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Language {
+    Zh,
+    En,
+}
+
+impl Language {
+    /// The client's preferred one of the two; Chinese without any preference.
+    pub(super) fn of(request: &HttpRequest) -> Self {
+        if !request.headers().contains_key(header::ACCEPT_LANGUAGE) {
+            return Self::Zh;
+        }
+        let ranked = AcceptLanguage::parse(request).map(|accepted| accepted.ranked()).unwrap_or_default();
+        ranked
+            .iter()
+            .filter_map(|range| range.item())
+            .find_map(|range| match range.primary_language() {
+                "zh" => Some(Self::Zh),
+                "en" => Some(Self::En),
+                _ => None,
+            })
+            .unwrap_or(Self::Zh)
+    }
+}
+
+/// An attempt that was not valid, or could not be made (RFC 9457).
+pub(super) fn problem(request: &HttpRequest, code: Code, detail: Option<&str>) -> HttpResponse {
+    let mut body = json!({
+        "type": "about:blank",
+        "title": code.status().canonical_reason(),
+        "status": code.status().as_u16(),
+        "code": code.name(),
+        "messages": code.message(Language::of(request), 0),
+    });
+    if let (Some(detail), Some(members)) = (detail, body.as_object_mut()) {
+        members.insert("detail".into(), detail.into());
+    }
+    let mut answer = HttpResponse::build(code.status());
+    answer.insert_header((header::CACHE_CONTROL, "no-store"));
+    if matches!(code, Code::Busy | Code::Unavailable) {
+        answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
+    }
+    answer.content_type("application/problem+json").body(body.to_string())
+}

@@ -1,0 +1,49 @@
+//! `GET /seckill/getCount`: what is left, and what a buyer could expect now.
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Front, Query};
+use crate::gate::now_ms;
+use crate::shop::State;
+
+/// How often a page should poll, in milliseconds.
+const NEXT_POLL_MS: u64 = 1000;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body {
+    num: u64,
+    state: &'static str,
+    epoch: Option<Uuid>,
+    opens_at: Option<i64>,
+    closes_at: Option<i64>,
+    now: i64,
+    next_poll_ms: u64,
+}
+
+pub(super) async fn count(request: HttpRequest, query: web::Query<Query>, front: web::Data<Front>) -> HttpResponse {
+    let item = match query.item(&request) {
+        Ok(item) => item,
+        Err(refusal) => return refusal,
+    };
+    let view = front.shop.view(&item).await;
+    HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "public, max-age=1")).json(Body {
+        num: view.left,
+        state: match view.state {
+            State::NotOpen => "not_open",
+            State::Open => "open",
+            State::SoldOut => "sold_out",
+            State::Closed => "closed",
+            State::NotOnSale => "not_on_sale",
+            State::Unavailable => "unavailable",
+        },
+        epoch: view.epoch,
+        opens_at: front.window.opens_at,
+        closes_at: front.window.closes_at,
+        now: now_ms(),
+        next_poll_ms: NEXT_POLL_MS,
+    })
+}

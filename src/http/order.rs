@@ -1,0 +1,25 @@
+//! `GET /seckill/orders/{order}`: what became of an order.
+
+use actix_web::http::header;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde_json::json;
+use uuid::Uuid;
+
+use super::Front;
+use super::answer::{Code, problem};
+use crate::shop::OrderStatus;
+
+pub(super) async fn order(request: HttpRequest, path: web::Path<String>, front: web::Data<Front>) -> HttpResponse {
+    let Ok(order) = Uuid::try_parse(&path) else {
+        return problem(&request, Code::BadRequest, Some("an order is a UUID"));
+    };
+    let status = match front.shop.order(order).await {
+        OrderStatus::Pending => "pending",
+        OrderStatus::Accepted => "accepted",
+        OrderStatus::Recorded => "recorded",
+        OrderStatus::Unknown => return problem(&request, Code::NotFound, Some("this order did not come about")),
+    };
+    HttpResponse::Ok()
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        .json(json!({ "order": order, "status": status }))
+}

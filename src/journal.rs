@@ -1,0 +1,128 @@
+//! Where sales are made durable: the trait every journal keeps, and the receipt for a batch.
+
+pub mod kafka;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Notify;
+
+use crate::stock::Batch;
+
+/// An append-only log of sales.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Starts to append every sale of the batch; the receipt fills as they are acknowledged.
+    ///
+    /// A sale that is not acknowledged may be in the log all the same, or be there later.
+    /// Appending the same sale again is harmless: the ledger keeps one.
+    fn append(&self, batch: &Batch) -> Arc<Receipt>;
+
+    /// Whether sales can be appended now; if not, why.
+    ///
+    /// # Errors
+    /// The reason, for `/readyz`.
+    fn ready(&self) -> Result<(), String>;
+
+    /// The topic's name, as checkpoints know it.
+    fn topic(&self) -> &str;
+
+    /// The end of every partition: the offset of the next sale.
+    ///
+    /// # Errors
+    /// Why it could not be read.
+    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String>;
+
+    /// Waits until everything appended was acknowledged or given up.
+    async fn flush(&self, within: Duration);
+}
+
+/// How far the journal has got with a batch. Counted down from any thread, awaited by many.
+#[derive(Debug)]
+pub struct Receipt {
+    states: Box<[AtomicU8]>,
+    waiting: AtomicUsize,
+    done: Notify,
+}
+
+/// What the journal said of one sale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nothing yet.
+    Waiting,
+    /// It is in the log for good.
+    Acknowledged,
+    /// Given up; it may be in the log all the same.
+    Unknown,
+}
+
+impl Receipt {
+    /// A receipt for `sales` sales, none of them acknowledged.
+    #[must_use]
+    pub fn new(sales: usize) -> Arc<Self> {
+        Arc::new(Self {
+            states: (0..sales).map(|_| AtomicU8::new(Delivery::Waiting as u8)).collect(),
+            waiting: AtomicUsize::new(sales),
+            done: Notify::new(),
+        })
+    }
+
+    /// Notes what became of the sale at `index`; each is noted once.
+    pub fn note(&self, index: usize, delivery: Delivery) {
+        self.states[index].store(delivery as u8, Ordering::Release);
+        if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_waiters();
+        }
+    }
+
+    /// What the journal said of the sale at `index`.
+    #[must_use]
+    pub fn of(&self, index: usize) -> Delivery {
+        match self.states.get(index).map(|state| state.load(Ordering::Acquire)) {
+            Some(state) if state == Delivery::Acknowledged as u8 => Delivery::Acknowledged,
+            Some(state) if state == Delivery::Waiting as u8 => Delivery::Waiting,
+            _ => Delivery::Unknown,
+        }
+    }
+
+    /// Whether all of it was acknowledged.
+    #[must_use]
+    pub fn complete(&self) -> bool {
+        (0..self.states.len()).all(|index| self.of(index) == Delivery::Acknowledged)
+    }
+
+    /// Waits until the journal has said something of every sale.
+    pub async fn done(&self) {
+        loop {
+            let notified = self.done.notified();
+            if self.waiting.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            notified.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_receipt_is_done_when_every_sale_was_noted() {
+        let receipt = Receipt::new(2);
+        receipt.note(1, Delivery::Acknowledged);
+        assert_eq!((receipt.of(0), receipt.of(1)), (Delivery::Waiting, Delivery::Acknowledged));
+        let waiter = tokio::spawn({
+            let receipt = Arc::clone(&receipt);
+            async move { receipt.done().await }
+        });
+        receipt.note(0, Delivery::Unknown);
+        waiter.await.expect("done");
+        assert!(!receipt.complete());
+        assert_eq!(receipt.of(2), Delivery::Unknown, "what was never appended is not vouched for");
+    }
+}

@@ -1,0 +1,209 @@
+//! The journal as a table in the embedded world's file: sales, and the seeds between them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use consumer::sale::Sale;
+use consumer::sqlite::{SqliteFile, Synchronous};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::{Delivery, Journal, Receipt};
+use crate::stock::Batch;
+
+/// The topic's name in checkpoints and rows.
+pub use consumer::reader::sqlite::TOPIC;
+
+/// Rows read at a time when the stock is rebuilt: bounds memory, not speed.
+const READ_AT_ONCE: i64 = 10_000;
+
+/// One row of the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// Units put on sale.
+    Seed(Seed),
+    /// A unit sold.
+    Sale(Sale),
+}
+
+/// Units put on sale.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Seed {
+    /// Of what.
+    pub item: String,
+    /// The sale that begins, or, with `add`, the running one.
+    pub epoch: Uuid,
+    /// How many.
+    pub units: u64,
+    /// Whether they are added to a running sale.
+    pub add: bool,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Why rows were not written.
+#[derive(Debug)]
+pub enum WriteError {
+    /// Somebody else wrote at this offset first: nothing was written.
+    Overtaken,
+    /// The file could not be written; whether it was, the file itself will tell.
+    Failed(String),
+}
+
+/// The file's journal, with two connections: one that writes and one that reads.
+pub struct SqliteJournal {
+    file: SqliteFile,
+    writer: Mutex<Option<SqliteConnection>>,
+    reader: Mutex<Option<SqliteConnection>>,
+}
+
+impl SqliteJournal {
+    /// The journal of `file`.
+    #[must_use]
+    pub fn new(file: SqliteFile) -> Self {
+        Self { file, writer: Mutex::default(), reader: Mutex::default() }
+    }
+
+    /// Everything from `from` on, by offset.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a row is none of ours.
+    pub async fn read(&self, from: i64) -> Result<Vec<(i64, Entry)>, String> {
+        let mut held = self.reader.lock().await;
+        let connection = self.connected(&mut held, Synchronous::Normal).await?;
+        let mut entries = Vec::new();
+        let mut next = from;
+        loop {
+            let rows = sqlx::query(r#"select "offset", kind, value from journal where "offset" >= ? order by "offset" limit ?"#)
+                .bind(next)
+                .bind(READ_AT_ONCE)
+                .fetch_all(&mut *connection)
+                .await
+                .map_err(|error| error.to_string())?;
+            let Some(last) = rows.last() else { return Ok(entries) };
+            next = last.get::<i64, _>(0) + 1;
+            for row in rows {
+                let (offset, kind, value): (i64, &str, &str) = (row.get(0), row.get(1), row.get(2));
+                let entry = if kind == "seed" {
+                    serde_json::from_str(value).map(Entry::Seed)
+                } else {
+                    Sale::from_json(value.as_bytes()).map(Entry::Sale)
+                };
+                let entry = entry.map_err(|error| format!("journal offset {offset}: {error}"))?;
+                entries.push((offset, entry));
+            }
+        }
+    }
+
+    /// Writes sales at `at` and on, all of them or none, and returns when they are on disk.
+    ///
+    /// The offset is what makes it safe: whoever wrote there first, a seed by another process,
+    /// is noticed because the row is taken.
+    pub(crate) async fn write(&self, at: i64, sales: impl Iterator<Item = Sale>) -> Result<(), WriteError> {
+        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(r#"insert into journal ("offset", kind, value) "#);
+        insert.push_values((at..).zip(sales), |mut row, (offset, sale)| {
+            let value = sale.to_json().ok().and_then(|json| String::from_utf8(json).ok()).unwrap_or_default();
+            row.push_bind(offset).push_bind("sale").push_bind(value);
+        });
+        let turn = self.file.turn();
+        let _turn = turn.lock().await;
+        let mut held = self.writer.lock().await;
+        let connection = self.connected(&mut held, Synchronous::Full).await.map_err(WriteError::Failed)?;
+        match insert.build().execute(connection).await {
+            Ok(_) => Ok(()),
+            Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(WriteError::Overtaken),
+            Err(error) => {
+                *held = None;
+                Err(WriteError::Failed(error.to_string()))
+            }
+        }
+    }
+
+    /// Writes a seed at the end, once for each epoch unless it is an addition, and the ledger's
+    /// note of the new sale with it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub async fn seed(&self, seed: &Seed) -> Result<(), String> {
+        let turn = self.file.turn();
+        let _turn = turn.lock().await;
+        let mut held = self.writer.lock().await;
+        let connection = self.connected(&mut held, Synchronous::Full).await?;
+        let written = async {
+            let mut transaction = connection.begin_with("begin immediate").await?;
+            let value = serde_json::to_string(seed).unwrap_or_default();
+            let there: Option<i64> = sqlx::query_scalar(
+                "select 1 from journal where kind = 'seed' and ? = 0 and value -> '$.epoch' = ? and value -> '$.add' = 'false' limit 1",
+            )
+            .bind(i64::from(seed.add))
+            .bind(format!("\"{}\"", seed.epoch))
+            .fetch_optional(&mut *transaction)
+            .await?;
+            if there.is_none() {
+                sqlx::query(
+                    r#"insert into journal ("offset", kind, value) select coalesce(max("offset"), -1) + 1, 'seed', ? from journal"#,
+                )
+                .bind(value)
+                .execute(&mut *transaction)
+                .await?;
+            }
+            transaction.commit().await
+        };
+        let written: Result<(), sqlx::Error> = written.await;
+        written.map_err(|error| error.to_string())
+    }
+
+    async fn connected<'a>(
+        &self,
+        held: &'a mut Option<SqliteConnection>,
+        synchronous: Synchronous,
+    ) -> Result<&'a mut SqliteConnection, String> {
+        let connection = match held.take() {
+            Some(connection) => connection,
+            None => self.file.connect(synchronous).await.map_err(|error| error.to_string())?,
+        };
+        Ok(held.insert(connection))
+    }
+}
+
+#[async_trait]
+impl Journal for SqliteJournal {
+    /// A sale of the embedded stock is in the journal before anyone hears of it: the taking is
+    /// the commit.
+    fn append(&self, batch: &Batch) -> Arc<Receipt> {
+        let receipt = Receipt::new(batch.attempts.len());
+        for index in 0..batch.attempts.len() {
+            receipt.note(index, Delivery::Acknowledged);
+        }
+        receipt
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn topic(&self) -> &str {
+        TOPIC
+    }
+
+    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
+        let mut held = self.reader.lock().await;
+        let connection = self.connected(&mut held, Synchronous::Normal).await?;
+        let end: i64 = sqlx::query_scalar(
+            r#"select coalesce(max("offset"), -1) + 1 from journal where kind = 'sale'"#,
+        )
+        .fetch_one(connection)
+        .await
+        .map_err(|error| error.to_string())?;
+        Ok(BTreeMap::from([(0, end)]))
+    }
+
+    async fn flush(&self, _within: Duration) {}
+}

@@ -1,0 +1,32 @@
+//! Selling: what happens between the buyer and the journal.
+//!
+//! ```text
+//!  browser ─POST /seckill/seckill─▶ http ─▶ shop ──take───▶ stock     Redis: one script, atomic
+//!                                             │               (counter − n, book, outbox + n)
+//!                                             └─append─▶ journal      Kafka: acks=all, idempotent
+//!                                                            │
+//!                          consumer (own process) ◀──reads───┘
+//!                              └──post──▶ ledger              MySQL: rows and offsets together
+//! ```
+//!
+//! Read in this order: [`http`] (what a client can ask), [`shop`] (the rule of the sale),
+//! [`gate`] (what is answered without asking anyone), [`till`] (many attempts become one call),
+//! [`stock`] (where units are), [`journal`] (where sales are made durable), [`outbox`] (what was
+//! taken and not acknowledged). The other half of the path is the package `consumer`.
+//!
+//! Around them: [`world`] (servers, or one file), [`serve`] (the process), [`audit`] (the check
+//! of the books) and [`operate`] (the operators' commands).
+
+pub mod audit;
+pub mod gate;
+pub mod http;
+pub mod item;
+pub mod journal;
+pub mod metrics;
+pub mod operate;
+pub mod outbox;
+pub mod serve;
+pub mod shop;
+pub mod stock;
+pub mod till;
+pub mod world;

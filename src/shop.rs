@@ -1,0 +1,288 @@
+//! THE rule of the sale: the one place that decides what a buyer is told.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use consumer::ledger::Ledger;
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::audit;
+use crate::gate::{Gate, Window};
+use crate::item::Item;
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use crate::stock::{Attempt, Stock};
+use crate::till::{DELIVERY_DEADLINE, Standing, Till};
+
+/// Items nobody has heard of are looked up in the stock, so many at once; names made up by
+/// callers get `busy` beyond it and leave nothing behind.
+const LOOKUPS_AT_ONCE: usize = 64;
+
+/// Clocks of nodes may differ by so much before an order counts as not of this shop's making.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// What a buyer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purchase {
+    /// The unit is the buyer's, for good.
+    Bought {
+        /// The order.
+        order: Uuid,
+        /// Units left after it.
+        left: u64,
+    },
+    /// There is none left.
+    SoldOut,
+    /// Nobody knows yet; the order says where the outcome will stand.
+    Pending {
+        /// The order it is, if it comes about.
+        order: Uuid,
+    },
+    /// Not made: the sale opens later.
+    NotOpen,
+    /// Not made: the sale is over.
+    Closed,
+    /// Not made: there is no such item on sale.
+    NotOnSale,
+    /// Not made: too many are waiting.
+    Busy,
+    /// Not made: a server is away, or the books are in doubt.
+    Unavailable,
+}
+
+/// How far an order has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderStatus {
+    /// Taken, not acknowledged by the journal; or nobody can say yet.
+    Pending,
+    /// Acknowledged by the journal.
+    Accepted,
+    /// In the ledger.
+    Recorded,
+    /// It did not come about.
+    Unknown,
+}
+
+/// What the page shows of an item.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// What a buyer could expect now.
+    pub state: State,
+    /// Units left.
+    pub left: u64,
+    /// The sale's name, when there is one.
+    pub epoch: Option<Uuid>,
+}
+
+/// The states of a sale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it, and the wire carries them")]
+pub enum State {
+    NotOpen,
+    Open,
+    SoldOut,
+    Closed,
+    NotOnSale,
+    Unavailable,
+}
+
+/// One shop on one node: all items, each with its till.
+pub struct Shop {
+    stock: Arc<dyn Stock>,
+    journal: Arc<dyn Journal>,
+    ledger: Arc<dyn Ledger>,
+    metrics: Metrics,
+    window: Window,
+    counter: Arc<Till>,
+    others: RwLock<HashMap<Item, Arc<Till>>>,
+    lookups: Semaphore,
+}
+
+impl Shop {
+    /// Opens the shop; the default item's till starts to refresh its view at once.
+    pub fn open(
+        stock: Arc<dyn Stock>,
+        journal: Arc<dyn Journal>,
+        ledger: Arc<dyn Ledger>,
+        window: Window,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let counter = Till::open(Item::default(), &stock, &journal, window, &metrics);
+        Arc::new(Self {
+            stock,
+            journal,
+            ledger,
+            metrics,
+            window,
+            counter,
+            others: RwLock::default(),
+            lookups: Semaphore::new(LOOKUPS_AT_ONCE),
+        })
+    }
+
+    /// One attempt to buy one unit. The same `key` again is the same attempt.
+    pub async fn buy(&self, item: &Item, key: Option<&str>) -> Purchase {
+        if self.window.before_opening() {
+            return Purchase::NotOpen;
+        }
+        let till = match self.till(item).await {
+            Ok(till) => till,
+            Err(refusal) => return refusal,
+        };
+        // A winner who asks again must hear of the order whatever the gate says.
+        if key.is_none() && let Gate::Shut(refusal) = till.gate() {
+            return refusal;
+        }
+        let attempt = Attempt { order: Uuid::now_v7(), name: key.map(|key| format!("k:{key}")) };
+        till.attempt(attempt).await
+    }
+
+    /// What the page shows, from what the node knows: never a question per call for an item
+    /// on sale.
+    pub async fn view(&self, item: &Item) -> View {
+        match self.till(item).await {
+            Ok(till) => till.view(),
+            Err(Purchase::NotOnSale) => View { state: State::NotOnSale, left: 0, epoch: None },
+            Err(_) => View { state: State::Unavailable, left: 0, epoch: None },
+        }
+    }
+
+    /// How far `order` has got.
+    ///
+    /// A sale moves from outbox to journal to ledger; looking in that order never misses it.
+    pub async fn order(&self, order: Uuid) -> OrderStatus {
+        let here = self.tills().iter().find_map(|till| till.standing(order));
+        if here == Some(Standing::Pending) {
+            return OrderStatus::Pending;
+        }
+        let unsure = if here.is_some() { OrderStatus::Accepted } else { OrderStatus::Pending };
+        match self.ledger.find(order).await {
+            Ok(Some(_)) => return OrderStatus::Recorded,
+            Ok(None) if here.is_none() => {}
+            Ok(None) | Err(_) => return unsure,
+        }
+        match age(order) {
+            Age::Young => return OrderStatus::Pending,
+            Age::NotOurs => return OrderStatus::Unknown,
+            Age::Old => {}
+        }
+        for till in self.tills() {
+            match self.stock.outbox(till.item()).await {
+                Ok(outbox) if outbox.batches.iter().all(|batch| batch.position(order).is_none()) => {}
+                _ => return OrderStatus::Pending,
+            }
+        }
+        match self.recorded_up_to_now().await {
+            Some(true) => {}
+            _ => return OrderStatus::Pending,
+        }
+        match self.ledger.find(order).await {
+            Ok(Some(_)) => OrderStatus::Recorded,
+            Ok(None) => OrderStatus::Unknown,
+            Err(_) => OrderStatus::Pending,
+        }
+    }
+
+    /// Whether the ledger has all that is in the journal now; `None` when nobody can say.
+    async fn recorded_up_to_now(&self) -> Option<bool> {
+        let ends = self.journal.ends().await.ok()?;
+        let posted = self.ledger.checkpoints(self.journal.topic()).await.ok()?;
+        Some(audit::behind(&ends, &posted) == 0)
+    }
+
+    /// All tills.
+    pub fn tills(&self) -> Vec<Arc<Till>> {
+        let others = self.others.read().unwrap_or_else(PoisonError::into_inner);
+        std::iter::once(&self.counter).chain(others.values()).cloned().collect()
+    }
+
+    /// Whether this node could sell if the sale were open.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.journal.ready()?;
+        // A value put there by hand spoils its item, not the node.
+        let mut tills = self.tills().into_iter();
+        let first = tills.next().map_or(Ok(()), |till| till.ready());
+        first.or_else(|why| if tills.any(|till| till.ready().is_ok()) { Ok(()) } else { Err(why) })
+    }
+
+    /// Opens tills for items that others have put on sale, so that what they left in the
+    /// outbox is announced though nobody here asks for them.
+    pub async fn discover(&self) {
+        for item in self.stock.items().await.unwrap_or_default() {
+            if !item.is_default() && self.known(&item).is_none() {
+                self.open_till(item).await;
+            }
+        }
+    }
+
+    /// Takes no more attempts, and waits until those in hand were answered and what they took
+    /// was acknowledged or given up.
+    pub async fn close(&self, within: Duration) {
+        let closing = async {
+            for till in self.tills() {
+                till.close().await;
+            }
+        };
+        if tokio::time::timeout(within, closing).await.is_err() {
+            log::warn!("closed with sales not acknowledged; the outbox keeps them");
+        }
+    }
+
+    fn known(&self, item: &Item) -> Option<Arc<Till>> {
+        self.others.read().unwrap_or_else(PoisonError::into_inner).get(item).cloned()
+    }
+
+    async fn till(&self, item: &Item) -> Result<Arc<Till>, Purchase> {
+        if item.is_default() {
+            return Ok(Arc::clone(&self.counter));
+        }
+        if let Some(till) = self.known(item) {
+            return Ok(till);
+        }
+        let Ok(_permit) = self.lookups.try_acquire() else { return Err(Purchase::Busy) };
+        match self.stock.on_sale(item).await {
+            Ok(true) => Ok(self.open_till(item.clone()).await),
+            Ok(false) => Err(Purchase::NotOnSale),
+            Err(_) => Err(Purchase::Unavailable),
+        }
+    }
+
+    async fn open_till(&self, item: Item) -> Arc<Till> {
+        let till = {
+            let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
+            let till = others.entry(item.clone()).or_insert_with(|| {
+                Till::open(item, &self.stock, &self.journal, self.window, &self.metrics)
+            });
+            Arc::clone(till)
+        };
+        till.refreshed().await;
+        till
+    }
+}
+
+enum Age {
+    Young,
+    Old,
+    NotOurs,
+}
+
+/// An order is a UUID v7 and carries its own time.
+fn age(order: Uuid) -> Age {
+    let Some(made) = order.get_timestamp() else { return Age::NotOurs };
+    let (seconds, nanos) = made.to_unix();
+    let made = Duration::new(seconds, nanos);
+    let now = Duration::from_micros(u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(0));
+    if made > now + CLOCK_SKEW {
+        Age::NotOurs
+    } else if made + DELIVERY_DEADLINE > now {
+        Age::Young
+    } else {
+        Age::Old
+    }
+}

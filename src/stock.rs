@@ -1,0 +1,271 @@
+//! Where units are: the trait every stock keeps, and what goes in and out of one call.
+
+pub mod memory;
+pub mod redis;
+
+#[cfg(test)]
+pub(crate) mod contract;
+
+use std::fmt::Write as _;
+
+use async_trait::async_trait;
+use consumer::sale::Sale;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use crate::item::Item;
+
+/// The units on sale, and the books of who took which.
+///
+/// What every implementation keeps is written down as code in its contract test.
+#[async_trait]
+pub trait Stock: Send + Sync {
+    /// Settles, looks up and takes, all in one atomic step. A call without attempts is how a
+    /// node keeps its view fresh.
+    ///
+    /// # Errors
+    /// [`StockError::Refused`]: nothing was done. [`StockError::Silent`]: nobody knows.
+    async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError>;
+
+    /// Everything taken and not yet settled, and how many entries could not be read.
+    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError>;
+
+    /// The items known to be on sale, or to have been.
+    async fn items(&self) -> Result<Vec<Item>, StockError>;
+
+    /// Whether there is a counter for this item; one that has it is known from then on.
+    async fn on_sale(&self, item: &Item) -> Result<bool, StockError>;
+
+    /// Begins a new sale of `units`, named `epoch`. The same epoch again changes nothing.
+    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError>;
+
+    /// Adds units to the running sale; what is left then, or `None` when nothing is on sale.
+    async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError>;
+
+    /// The running sale's book, then those of earlier sales.
+    async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError>;
+}
+
+/// Somebody's wish for one unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The order it becomes if a unit is taken for it.
+    pub order: Uuid,
+    /// What makes it the same attempt when it comes again; `None`: anonymous.
+    pub name: Option<String>,
+}
+
+/// One question to the stock.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Names what is taken by it, in the outbox.
+    pub id: Uuid,
+    /// The epoch to adopt if the counter has no book yet.
+    pub offer: Uuid,
+    /// The moment of sale, by this node's clock.
+    pub at: Timestamp,
+    /// Whether units may be taken; without it attempts are only looked up.
+    pub taking: bool,
+    /// The attempts, at most [`MAX_ATTEMPTS`].
+    pub attempts: Vec<Attempt>,
+    /// Batches acknowledged by the journal, at most [`MAX_SETTLED`].
+    pub settled: Vec<Uuid>,
+}
+
+/// Attempts a call: beyond this, a script holds up Redis for longer than it saves round trips.
+pub const MAX_ATTEMPTS: usize = 512;
+
+/// Settles a call: enough for all that can be acknowledged in a refresh interval.
+pub const MAX_SETTLED: usize = 1000;
+
+/// What one call brought.
+#[derive(Debug, Clone, Default)]
+pub struct Reply {
+    /// The sale's name; `None` when there is no book.
+    pub epoch: Option<Uuid>,
+    /// Units left after the call; `None`: not on sale.
+    pub left: Option<u64>,
+    /// Entries in the outbox after the call.
+    pub open: u64,
+    /// What was taken.
+    pub taken: Option<Batch>,
+    /// One for each attempt, in order.
+    pub outcomes: Vec<Outcome>,
+    /// The outbox entries in which known attempts still stand.
+    pub standing: Vec<Batch>,
+}
+
+/// What became of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A unit is its: this place in [`Reply::taken`].
+    Taken(usize),
+    /// It had a unit before.
+    Known(Known),
+    /// No unit: there is none left.
+    SoldOut,
+    /// No unit: there is no counter.
+    NotOnSale,
+    /// No unit: taking was not allowed.
+    NotTaken,
+    /// What stands under its name cannot be read.
+    Unreadable,
+}
+
+/// A sale that an earlier attempt of the same name made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// The order it was told, or is to be told.
+    pub order: Uuid,
+    /// Units left after it.
+    pub remaining: u64,
+    /// The batch it was taken in.
+    pub batch: Uuid,
+    /// Whether that batch is still in the outbox.
+    pub open: bool,
+}
+
+/// Units taken by one call: one entry in the outbox, settled together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Its name in the outbox.
+    pub id: Uuid,
+    /// What was sold.
+    pub item: Item,
+    /// The sale.
+    pub epoch: Uuid,
+    /// The sale's term.
+    pub term: u64,
+    /// The first unit's serial; the others follow.
+    pub serial: u64,
+    /// Units left after the first.
+    pub remaining: u64,
+    /// When.
+    pub at: Timestamp,
+    /// Who took them.
+    pub attempts: Vec<Attempt>,
+}
+
+impl Batch {
+    /// The sale at `index`.
+    #[must_use]
+    pub fn sale(&self, index: usize) -> Sale {
+        let nth = index as u64;
+        Sale {
+            order: self.attempts[index].order,
+            item: self.item.name().to_owned(),
+            epoch: self.epoch,
+            term: self.term,
+            serial: self.serial + nth,
+            remaining: self.remaining.saturating_sub(nth),
+            attempt: self.attempts[index].name.clone(),
+            buyer: None,
+            sold_at: self.at,
+        }
+    }
+
+    /// All its sales, in order.
+    pub fn sales(&self) -> impl Iterator<Item = Sale> {
+        (0..self.attempts.len()).map(|index| self.sale(index))
+    }
+
+    /// Where `order` stands in it.
+    #[must_use]
+    pub fn position(&self, order: Uuid) -> Option<usize> {
+        self.attempts.iter().position(|attempt| attempt.order == order)
+    }
+
+    /// Reads an outbox entry: a line `epoch term serial remaining micros`, then a line for each
+    /// unit, `order` or `order name`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_entry(id: &str, item: &Item, entry: &str) -> Result<Self, String> {
+        let id = id.parse().map_err(|_| format!("the field {id:?} is not a UUID"))?;
+        let (head, lines) = entry.split_once('\n').ok_or("no line of its sale")?;
+        let head: Vec<&str> = head.split(' ').collect();
+        let [epoch, term, serial, remaining, micros] = head[..] else {
+            return Err("the first line is not `epoch term serial remaining micros`".into());
+        };
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} is not a number"));
+        let attempts = lines
+            .lines()
+            .map(|line| {
+                let (order, name) = line.split_once(' ').map_or((line, None), |(order, name)| (order, Some(name)));
+                let order = order.parse().map_err(|_| format!("{order:?} is not an order"))?;
+                Ok(Attempt { order, name: name.map(str::to_owned) })
+            })
+            .collect::<Result<Vec<_>, String>>()?;
+        if attempts.is_empty() || number(serial)? == 0 {
+            return Err("it holds no unit".into());
+        }
+        Ok(Self {
+            id,
+            item: item.clone(),
+            epoch: epoch.parse().map_err(|_| format!("{epoch:?} is not an epoch"))?,
+            term: number(term)?,
+            serial: number(serial)?,
+            remaining: number(remaining)?,
+            at: micros
+                .parse()
+                .ok()
+                .and_then(|micros| Timestamp::from_microsecond(micros).ok())
+                .ok_or_else(|| format!("{micros:?} is not a time"))?,
+            attempts,
+        })
+    }
+}
+
+impl Attempt {
+    /// Its line in an outbox entry.
+    pub fn write_line(&self, into: &mut String) {
+        // Writing into a String cannot fail.
+        let _ = match &self.name {
+            Some(name) => writeln!(into, "{} {name}", self.order),
+            None => writeln!(into, "{}", self.order),
+        };
+    }
+}
+
+/// What stands in an item's outbox.
+#[derive(Debug, Clone, Default)]
+pub struct Outbox {
+    /// The entries that can be read.
+    pub batches: Vec<Batch>,
+    /// What is wrong with the others; they stay where they are.
+    pub unreadable: Vec<String>,
+}
+
+impl Outbox {
+    /// Units taken and not yet settled.
+    #[must_use]
+    pub fn sales(&self) -> u64 {
+        self.batches.iter().map(|batch| batch.attempts.len() as u64).sum()
+    }
+}
+
+/// The books of one sale: `seeded = left + serial`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Book {
+    /// The sale's name.
+    pub epoch: Uuid,
+    /// Units sold: the last serial.
+    pub serial: u64,
+    /// Units left: the counter now.
+    pub left: u64,
+    /// Units ever put on sale, with what an operator did by hand.
+    pub seeded: u64,
+    /// Whether it is the running sale, and its counter exists.
+    pub on_sale: bool,
+}
+
+/// Why the stock did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StockError {
+    /// Nothing was done: an error reply, or the question was never sent.
+    #[error("{0}")]
+    Refused(String),
+    /// The question was sent and no answer came: it may have been done, or be done later.
+    #[error("no answer: {0}")]
+    Silent(String),
+}

@@ -1,0 +1,238 @@
+//! The embedded world's stock: in memory, rebuilt from the journal; taking is the group commit.
+//!
+//! A batch is decided on what memory says and written at the journal's next offset in one
+//! insert. Only when that is on disk does memory change, so nothing has to be taken back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use consumer::sale::Sale;
+use jiff::Timestamp;
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::{Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
+use crate::item::Item;
+use crate::journal::sqlite::{Entry, Seed, SqliteJournal, WriteError};
+
+/// The stock of one embedded file.
+pub struct MemoryStock {
+    journal: Arc<SqliteJournal>,
+    shelves: Mutex<Shelves>,
+}
+
+/// All that follows from the journal up to `next`.
+#[derive(Default)]
+struct Shelves {
+    /// The offset of the first row not yet seen.
+    next: i64,
+    /// The last write failed: memory may lack what is in the file.
+    doubtful: bool,
+    items: BTreeMap<String, Shelf>,
+}
+
+/// One item.
+#[derive(Default)]
+struct Shelf {
+    running: Running,
+    earlier: Vec<Book>,
+}
+
+#[derive(Default)]
+struct Running {
+    epoch: Uuid,
+    seeded: u64,
+    serial: u64,
+    attempts: HashMap<String, Known>,
+}
+
+impl Running {
+    fn left(&self) -> u64 {
+        self.seeded.saturating_sub(self.serial)
+    }
+
+    fn book(&self, on_sale: bool) -> Book {
+        Book { epoch: self.epoch, serial: self.serial, left: self.left(), seeded: self.seeded, on_sale }
+    }
+}
+
+impl Shelves {
+    fn see(&mut self, offset: i64, entry: Entry) {
+        self.next = offset + 1;
+        match entry {
+            Entry::Seed(seed) => {
+                let shelf = self.items.entry(seed.item).or_default();
+                if seed.add {
+                    shelf.running.seeded += seed.units;
+                } else {
+                    let running = Running { epoch: seed.epoch, seeded: seed.units, ..Running::default() };
+                    let before = std::mem::replace(&mut shelf.running, running);
+                    if !before.epoch.is_nil() {
+                        shelf.earlier.push(before.book(false));
+                    }
+                }
+            }
+            Entry::Sale(sale) => self.sold(&sale),
+        }
+    }
+
+    fn sold(&mut self, sale: &Sale) {
+        let running = &mut self.items.entry(sale.item.clone()).or_default().running;
+        if running.epoch != sale.epoch {
+            return;
+        }
+        running.serial = running.serial.max(sale.serial);
+        if let Some(name) = &sale.attempt {
+            let known = Known { order: sale.order, remaining: sale.remaining, batch: Uuid::nil(), open: false };
+            running.attempts.insert(name.clone(), known);
+        }
+    }
+
+    /// What the call would bring, without doing it.
+    fn decide(&self, item: &Item, call: &Call) -> Reply {
+        let Some(running) = self.items.get(item.name()).map(|shelf| &shelf.running) else {
+            return Reply { outcomes: vec![Outcome::NotOnSale; call.attempts.len()], ..Reply::default() };
+        };
+        let units = if call.taking { running.left() } else { 0 };
+        let mut winners = Vec::new();
+        let mut mine: HashMap<&str, usize> = HashMap::new();
+        let outcomes = call
+            .attempts
+            .iter()
+            .map(|attempt| {
+                let name = attempt.name.as_deref();
+                if let Some(known) = name.and_then(|name| running.attempts.get(name)) {
+                    return Outcome::Known(*known);
+                }
+                if let Some(index) = name.and_then(|name| mine.get(name)) {
+                    return Outcome::Taken(*index);
+                }
+                if winners.len() as u64 >= units {
+                    return if call.taking { Outcome::SoldOut } else { Outcome::NotTaken };
+                }
+                if let Some(name) = name {
+                    mine.insert(name, winners.len());
+                }
+                winners.push(attempt.clone());
+                Outcome::Taken(winners.len() - 1)
+            })
+            .collect();
+        let left = running.left();
+        let taken = (!winners.is_empty()).then(|| Batch {
+            id: call.id,
+            item: item.clone(),
+            epoch: running.epoch,
+            term: 0,
+            serial: running.serial + 1,
+            remaining: left - 1,
+            at: call.at,
+            attempts: winners,
+        });
+        let sold = taken.as_ref().map_or(0, |batch| batch.attempts.len() as u64);
+        Reply { epoch: Some(running.epoch), left: Some(left - sold), open: 0, taken, outcomes, standing: Vec::new() }
+    }
+}
+
+impl MemoryStock {
+    /// Rebuilds the stock from the journal.
+    ///
+    /// # Errors
+    /// When the journal cannot be read.
+    pub async fn open(journal: Arc<SqliteJournal>) -> Result<Self, String> {
+        let stock = Self { journal, shelves: Mutex::default() };
+        stock.catch_up(&mut *stock.shelves.lock().await).await?;
+        Ok(stock)
+    }
+
+    /// Sees what is in the journal by now.
+    async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
+        if shelves.doubtful {
+            *shelves = Shelves { doubtful: true, ..Shelves::default() };
+        }
+        for (offset, entry) in self.journal.read(shelves.next).await? {
+            shelves.see(offset, entry);
+        }
+        shelves.doubtful = false;
+        Ok(())
+    }
+
+    /// Whether the journal has this batch, after a write that failed.
+    async fn look(&self, shelves: &mut Shelves, at: i64, batch: &Batch) -> Result<bool, String> {
+        shelves.doubtful = true;
+        self.catch_up(shelves).await?;
+        let rows = self.journal.read(at).await?;
+        let first = batch.attempts.first().map(|attempt| attempt.order);
+        Ok(rows.iter().any(|(_, entry)| matches!(entry, Entry::Sale(sale) if Some(sale.order) == first)))
+    }
+}
+
+#[async_trait]
+impl Stock for MemoryStock {
+    async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
+        let mut shelves = self.shelves.lock().await;
+        if call.attempts.is_empty() || shelves.doubtful {
+            self.catch_up(&mut shelves).await.map_err(StockError::Refused)?;
+        }
+        loop {
+            let reply = shelves.decide(item, call);
+            let Some(batch) = &reply.taken else { return Ok(reply) };
+            let at = shelves.next;
+            match self.journal.write(at, batch.sales()).await {
+                Ok(()) => {
+                    for sale in batch.sales() {
+                        shelves.sold(&sale);
+                    }
+                    shelves.next = at + batch.attempts.len() as i64;
+                    return Ok(reply);
+                }
+                // A seed came in between: see it and decide again.
+                Err(WriteError::Overtaken) => self.catch_up(&mut shelves).await.map_err(StockError::Refused)?,
+                Err(WriteError::Failed(error)) => {
+                    return match self.look(&mut shelves, at, batch).await {
+                        Ok(true) => Ok(reply),
+                        Ok(false) => Err(StockError::Refused(error)),
+                        Err(_) => Err(StockError::Silent(error)),
+                    };
+                }
+            }
+        }
+    }
+
+    async fn outbox(&self, _item: &Item) -> Result<Outbox, StockError> {
+        Ok(Outbox::default())
+    }
+
+    async fn items(&self) -> Result<Vec<Item>, StockError> {
+        let mut shelves = self.shelves.lock().await;
+        self.catch_up(&mut shelves).await.map_err(StockError::Refused)?;
+        let mut items: Vec<Item> = shelves.items.keys().filter_map(|name| name.parse().ok()).collect();
+        items.push(Item::default());
+        items.sort();
+        items.dedup();
+        Ok(items)
+    }
+
+    async fn on_sale(&self, item: &Item) -> Result<bool, StockError> {
+        Ok(self.items().await?.contains(item) && !self.books(item).await?.is_empty())
+    }
+
+    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
+        let seed = Seed { item: item.name().to_owned(), epoch, units, add: false, at: Timestamp::now() };
+        self.journal.seed(&seed).await.map_err(StockError::Silent)
+    }
+
+    async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
+        let Some(book) = self.books(item).await?.into_iter().find(|book| book.on_sale) else { return Ok(None) };
+        let seed = Seed { item: item.name().to_owned(), epoch: book.epoch, units, add: true, at: Timestamp::now() };
+        self.journal.seed(&seed).await.map_err(StockError::Silent)?;
+        Ok(self.books(item).await?.first().map(|book| book.left))
+    }
+
+    async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {
+        let mut shelves = self.shelves.lock().await;
+        self.catch_up(&mut shelves).await.map_err(StockError::Refused)?;
+        let Some(shelf) = shelves.items.get(item.name()) else { return Ok(Vec::new()) };
+        Ok(std::iter::once(shelf.running.book(true)).chain(shelf.earlier.iter().cloned()).collect())
+    }
+}

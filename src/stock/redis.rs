@@ -1,0 +1,455 @@
+//! The stock in Redis: an operator's plain counter, and its books beside it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool_redis::{Connection, Manager, Pool, Runtime};
+use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisError, Script, Value};
+use uuid::Uuid;
+
+use super::{Attempt, Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
+use crate::item::Item;
+
+/// Longer than a slow disk's fsync, short enough that a buyer hears within a second.
+const REPLY_WITHIN: Duration = Duration::from_millis(800);
+/// A connection on a live network is made in a few round trips.
+const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+/// How often a silent Redis is asked whether it is back.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+/// A call in flight needs one, and so do the outbox scan, probes and operators' commands.
+const MAX_CONNECTIONS: usize = 16;
+/// Entries asked for at once when reading an outbox.
+const SCAN_COUNT: usize = 64;
+/// The set of all items' names.
+const ITEMS: &str = "seckill:items";
+
+/// A single Redis, spoken to through a few connections of its own.
+pub struct RedisStock {
+    link: Arc<Link>,
+    take: Script,
+    seed: Script,
+}
+
+struct Link {
+    pool: Pool,
+    /// Connections known to work: the pool would ask each with a `PING` before handing it out.
+    idle: Mutex<Vec<Connection>>,
+    /// While Redis does not answer, nothing that changes anything is sent.
+    silent: AtomicBool,
+}
+
+/// The keys of one item, in one cluster slot.
+struct Keys {
+    counter: String,
+    book: String,
+    books: String,
+    outbox: String,
+    attempts: String,
+}
+
+impl Keys {
+    fn of(item: &Item) -> Self {
+        let counter = item.key();
+        Self {
+            book: format!("{{{counter}}}:book"),
+            books: format!("{{{counter}}}:books"),
+            outbox: format!("{{{counter}}}:outbox"),
+            attempts: format!("{{{counter}}}:attempts"),
+            counter,
+        }
+    }
+}
+
+impl RedisStock {
+    /// Prepares to speak to the Redis at `url`; connects when first asked.
+    ///
+    /// # Errors
+    /// When the URL cannot be used; the message does not contain it.
+    pub fn new(url: &str) -> Result<Self, String> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_WITHIN))
+            .set_response_timeout(Some(REPLY_WITHIN));
+        let manager = Manager::new_with_config(url, config).map_err(|error| {
+            format!("not a Redis URL ({:?}); give redis://host:port/db", error.kind())
+        })?;
+        let pool = Pool::builder(manager)
+            .max_size(MAX_CONNECTIONS)
+            .wait_timeout(Some(CONNECT_WITHIN))
+            .create_timeout(Some(CONNECT_WITHIN))
+            .recycle_timeout(Some(CONNECT_WITHIN))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            link: Arc::new(Link { pool, idle: Mutex::default(), silent: AtomicBool::new(false) }),
+            take: Script::new(include_str!("take.lua")),
+            seed: Script::new(include_str!("seed.lua")),
+        })
+    }
+
+    /// One question: a connection, the question once, the connection back.
+    ///
+    /// Never sent again, by nobody: whoever hears nothing does not know whether it was done.
+    async fn ask(
+        &self,
+        question: impl AsyncFnOnce(&mut Connection) -> Result<Value, RedisError>,
+    ) -> Result<Value, StockError> {
+        if self.link.silent.load(Ordering::Acquire) {
+            return Err(StockError::Refused("redis does not answer".into()));
+        }
+        let mut connection = self.link.connect().await?;
+        match question(&mut connection).await {
+            Ok(answer) => {
+                self.link.give_back(connection);
+                Ok(answer)
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Client => {
+                    self.link.give_back(connection);
+                    Err(StockError::Refused(words(&error)))
+                }
+                _ => {
+                    // Not back to the pool: an answer may still come on it.
+                    drop(Connection::take(connection));
+                    self.link.fall_silent();
+                    Err(StockError::Silent(words(&error)))
+                }
+            },
+        }
+    }
+
+    /// A question that changes nothing, or may be asked again: an answer that cannot be read is
+    /// a value put there by hand, and `about` names it.
+    async fn read<T: FromRedisValue>(&self, about: &str, command: &redis::Cmd) -> Result<T, StockError> {
+        let answer = self.ask(async |connection| command.query_async(connection).await).await?;
+        redis::from_redis_value(answer).map_err(|error| StockError::Refused(format!("redis: {about}: {error}")))
+    }
+}
+
+/// What Redis said; our own scripts name the key.
+fn words(error: &RedisError) -> String {
+    match (error.code(), error.detail()) {
+        (Some("BADKEY"), Some(detail)) => format!("redis: {detail}"),
+        _ => format!("redis: {error}"),
+    }
+}
+
+impl Link {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(&self) -> Result<Connection, StockError> {
+        let idle = self.idle().pop();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.pool.get().await.map_err(|error| StockError::Refused(format!("redis is away: {error}"))),
+        }
+    }
+
+    fn give_back(&self, connection: Connection) {
+        if !self.silent.load(Ordering::Acquire) {
+            self.idle().push(connection);
+        }
+    }
+
+    /// From now on nothing is asked, until a `PING` is answered.
+    fn fall_silent(self: &Arc<Self>) {
+        if self.silent.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.idle().clear();
+        let link = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(PROBE_EVERY).await;
+                if let Ok(mut connection) = link.pool.get().await {
+                    let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;
+                    // An error reply (loading its file, say) is an answer.
+                    if answer.map_or_else(|error| matches!(error.kind(), ErrorKind::Server(_)), |()| true) {
+                        link.silent.store(false, Ordering::Release);
+                        return;
+                    }
+                    drop(Connection::take(connection));
+                }
+            }
+        });
+    }
+}
+
+#[async_trait]
+impl Stock for RedisStock {
+    async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
+        let keys = Keys::of(item);
+        let (named, anonymous): (Vec<_>, Vec<_>) =
+            call.attempts.iter().partition(|attempt| attempt.name.is_some());
+        let mut lines = String::with_capacity(anonymous.len() * 37);
+        for attempt in &anonymous {
+            attempt.write_line(&mut lines);
+        }
+        let mut script = self.take.prepare_invoke();
+        script
+            .key(&keys.counter)
+            .key(&keys.book)
+            .key(&keys.outbox)
+            .key(&keys.attempts)
+            .arg(call.offer.to_string())
+            .arg(call.at.as_microsecond())
+            .arg(call.id.to_string())
+            .arg(u8::from(call.taking))
+            .arg(anonymous.len())
+            .arg(lines)
+            .arg(named.len());
+        for attempt in &named {
+            script.arg(attempt.name.as_deref());
+        }
+        for attempt in &named {
+            script.arg(attempt.order.to_string());
+        }
+        for settled in &call.settled {
+            script.arg(settled.to_string());
+        }
+        let answer = self
+            .ask(async |connection| {
+                if call.attempts.is_empty() {
+                    // With every refresh, so that an item is known before its first take and
+                    // again after somebody emptied Redis.
+                    redis::cmd("SADD").arg(ITEMS).arg(item.name()).query_async::<()>(connection).await?;
+                }
+                script.invoke_async(connection).await
+            })
+            .await?;
+        let answer: Answer = redis::from_redis_value(answer)
+            .map_err(|error| StockError::Silent(format!("redis: the script's answer: {error}")))?;
+        Ok(answer.into_reply(item, call, &named, &anonymous))
+    }
+
+    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError> {
+        let key = Keys::of(item).outbox;
+        let mut outbox = Outbox::default();
+        let mut seen = std::collections::HashSet::new();
+        let mut cursor = 0_u64;
+        loop {
+            let scan = redis::cmd("HSCAN").arg(&key).arg(cursor).arg("COUNT").arg(SCAN_COUNT).to_owned();
+            let (next, fields): (u64, Vec<(Vec<u8>, Vec<u8>)>) = self.read(&key, &scan).await?;
+            // A scan may bring a field twice.
+            for (id, entry) in fields.into_iter().filter(|(id, _)| seen.insert(id.clone())) {
+                let id = String::from_utf8_lossy(&id);
+                match Batch::from_entry(&id, item, &String::from_utf8_lossy(&entry)) {
+                    Ok(batch) => outbox.batches.push(batch),
+                    Err(why) => outbox.unreadable.push(format!("{key} {id}: {why}")),
+                }
+            }
+            if next == 0 {
+                return Ok(outbox);
+            }
+            cursor = next;
+        }
+    }
+
+    async fn items(&self) -> Result<Vec<Item>, StockError> {
+        let names: Vec<String> = self.read(ITEMS, redis::cmd("SMEMBERS").arg(ITEMS)).await?;
+        let mut items: Vec<Item> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        items.push(Item::default());
+        items.sort();
+        items.dedup();
+        Ok(items)
+    }
+
+    async fn on_sale(&self, item: &Item) -> Result<bool, StockError> {
+        let key = item.key();
+        let exists = self.read(&key, redis::cmd("EXISTS").arg(&key)).await?;
+        if exists {
+            self.read::<Value>(ITEMS, redis::cmd("SADD").arg(ITEMS).arg(item.name())).await?;
+        }
+        Ok(exists)
+    }
+
+    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
+        let keys = Keys::of(item);
+        let mut script = self.seed.prepare_invoke();
+        script
+            .key(&keys.counter)
+            .key(&keys.book)
+            .key(&keys.books)
+            .key(&keys.attempts)
+            .arg(epoch.to_string())
+            .arg(units);
+        self.ask(async |connection| {
+            redis::cmd("SADD").arg(ITEMS).arg(item.name()).query_async::<()>(connection).await?;
+            script.invoke_async(connection).await
+        })
+        .await
+        .map(drop)
+    }
+
+    async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
+        let key = item.key();
+        let add = Script::new("if redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('INCRBY', KEYS[1], ARGV[1]) end");
+        let answer = self.ask(async |connection| add.key(&key).arg(units).invoke_async(connection).await).await?;
+        let left: Option<i64> = redis::from_redis_value(answer)
+            .map_err(|error| StockError::Silent(format!("redis: {key}: {error}")))?;
+        Ok(left.map(not_negative))
+    }
+
+    async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {
+        let keys = Keys::of(item);
+        type Fields = (Option<String>, Vec<Option<String>>, Vec<(String, String)>);
+        let answer = self
+            .ask(async |connection| {
+                redis::pipe()
+                    .atomic()
+                    .cmd("GET")
+                    .arg(&keys.counter)
+                    .cmd("HMGET")
+                    .arg(&keys.book)
+                    .arg(&["epoch", "serial", "left", "seeded"])
+                    .cmd("HGETALL")
+                    .arg(&keys.books)
+                    .query_async(connection)
+                    .await
+            })
+            .await?;
+        let bad = |key: &str| StockError::Refused(format!("redis: {key}: cannot be read"));
+        let (counter, book, earlier): Fields = redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
+        let counter = counter.map(|counter| counter.parse::<i64>()).transpose().map_err(|_| {
+            StockError::Refused(format!("redis: {}: not a whole number", keys.counter))
+        })?;
+        let number = |index: usize| book[index].as_deref().and_then(|number| number.parse::<i64>().ok());
+        let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
+        let mut books = Vec::new();
+        let now = counter.map_or(0, not_negative);
+        if let Some(epoch) = epoch {
+            let (Some(serial), Some(left), Some(seeded)) = (number(1), number(2), number(3)) else {
+                return Err(bad(&keys.book));
+            };
+            let by_hand = i64::try_from(now).unwrap_or(i64::MAX) - left;
+            books.push(Book {
+                epoch,
+                serial: not_negative(serial),
+                left: now,
+                seeded: not_negative(seeded + by_hand),
+                on_sale: counter.is_some(),
+            });
+        } else if counter.is_some() {
+            books.push(Book { epoch: Uuid::nil(), serial: 0, left: now, seeded: now, on_sale: true });
+        }
+        for (epoch, book) in earlier {
+            books.push(earlier_book(&epoch, &book).ok_or_else(|| bad(&format!("{} {epoch}", keys.books)))?);
+        }
+        Ok(books)
+    }
+}
+
+/// `serial left seeded`, as seed.lua writes it.
+fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
+    let mut numbers = book.split(' ').map(str::parse::<u64>);
+    let mut number = || numbers.next()?.ok();
+    Some(Book { epoch: epoch.parse().ok()?, serial: number()?, left: number()?, seeded: number()?, on_sale: false })
+}
+
+fn not_negative(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// What take.lua returns.
+struct Answer {
+    left: i64,
+    epoch: String,
+    term: u64,
+    serial: u64,
+    remaining: u64,
+    unnamed: usize,
+    open: u64,
+    outcomes: Vec<String>,
+    entries: Vec<String>,
+}
+
+impl FromRedisValue for Answer {
+    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
+        let (left, epoch, term, serial, remaining, unnamed, open, outcomes, entries) =
+            redis::from_redis_value(value)?;
+        Ok(Self { left, epoch, term, serial, remaining, unnamed, open, outcomes, entries })
+    }
+}
+
+impl Answer {
+    fn into_reply(self, item: &Item, call: &Call, named: &[&Attempt], anonymous: &[&Attempt]) -> Reply {
+        let epoch = self.epoch.parse().ok();
+        let mut winners: Vec<Attempt> = Vec::new();
+        let outcomes: Vec<Outcome> = self.outcomes.iter().map(|outcome| self.named_outcome(outcome, call)).collect();
+        for (attempt, outcome) in named.iter().zip(&outcomes) {
+            // `=n` is the n-th taken: a name that comes twice in a batch takes once.
+            if *outcome == Outcome::Taken(winners.len()) {
+                winners.push((*attempt).clone());
+            }
+        }
+        let by_name = winners.len();
+        winners.extend(anonymous.iter().take(self.unnamed).map(|attempt| (*attempt).clone()));
+
+        let (mut named, mut taken) = (outcomes.into_iter(), 0);
+        let outcomes = call
+            .attempts
+            .iter()
+            .map(|attempt| {
+                if attempt.name.is_some() {
+                    named.next().unwrap_or(Outcome::Unreadable)
+                } else if taken < self.unnamed {
+                    taken += 1;
+                    Outcome::Taken(by_name + taken - 1)
+                } else {
+                    self.without_unit(call)
+                }
+            })
+            .collect();
+        let standing = self
+            .entries
+            .chunks_exact(2)
+            .filter_map(|entry| Batch::from_entry(&entry[0], item, &entry[1]).ok())
+            .collect();
+        let taken = epoch.filter(|_| !winners.is_empty()).map(|epoch| Batch {
+            id: call.id,
+            item: item.clone(),
+            epoch,
+            term: self.term,
+            serial: self.serial,
+            remaining: self.remaining,
+            at: call.at,
+            attempts: winners,
+        });
+        Reply { epoch, left: u64::try_from(self.left).ok(), open: self.open, taken, outcomes, standing }
+    }
+
+    fn without_unit(&self, call: &Call) -> Outcome {
+        if self.left < 0 {
+            Outcome::NotOnSale
+        } else if call.taking {
+            Outcome::SoldOut
+        } else {
+            Outcome::NotTaken
+        }
+    }
+
+    /// `=n` taken as the n-th; `o…` and `k…` known, in the outbox or not; empty: none.
+    fn named_outcome(&self, outcome: &str, call: &Call) -> Outcome {
+        let known = |open, record: &str| {
+            let mut fields = record.split(' ');
+            let mut field = || fields.next();
+            Some(Outcome::Known(Known {
+                order: field()?.parse().ok()?,
+                remaining: field()?.parse().ok()?,
+                batch: field()?.parse().ok()?,
+                open,
+            }))
+        };
+        let found = match outcome.split_at_checked(1) {
+            None => Some(self.without_unit(call)),
+            Some(("=", nth)) => nth.parse().ok().filter(|nth| *nth > 0).map(|nth: usize| Outcome::Taken(nth - 1)),
+            Some(("o", record)) => known(true, record),
+            Some((_, record)) => known(false, record),
+        };
+        found.unwrap_or(Outcome::Unreadable)
+    }
+}

@@ -1,0 +1,31 @@
+-- Begins a new sale: the old book to the earlier ones, a new epoch, attempts forgotten. The
+-- outbox stays: its entries carry their own epoch.
+--
+-- KEYS  counter, book, books, attempts
+-- ARGV  epoch, units
+local COUNTER, BOOK, BOOKS, ATTEMPTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+
+local function kind(key, wanted)
+  local is = redis.call('TYPE', key).ok
+  return is == 'none' or is == wanted
+end
+if not kind(BOOK, 'hash') then return redis.error_reply('BADKEY ' .. BOOK .. ': not a hash') end
+if not kind(BOOKS, 'hash') then return redis.error_reply('BADKEY ' .. BOOKS .. ': not a hash') end
+
+local epoch = redis.call('HGET', BOOK, 'epoch')
+if epoch == ARGV[1] then return 0 end
+local run = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
+local stands = redis.pcall('GET', COUNTER)
+if epoch then
+  -- What was left is withdrawn; what an operator did since the last batch still counts.
+  local serial, left, seeded = unpack(redis.call('HMGET', BOOK, 'serial', 'left', 'seeded'))
+  local now = type(stands) == 'string' and stands:match('^%d+$') or '0'
+  local total = tonumber(seeded or 0) + tonumber(now) - tonumber(left or 0)
+  redis.call('HSET', BOOKS, epoch,
+    table.concat({ serial or '0', now, string.format('%.0f', total) }, ' '))
+end
+redis.call('SET', COUNTER, ARGV[2])
+redis.call('DEL', ATTEMPTS, BOOK)
+redis.call('HSET', BOOK, 'epoch', ARGV[1], 'serial', '0', 'left', ARGV[2], 'seeded', ARGV[2],
+  'term', '0', 'run', run)
+return 1

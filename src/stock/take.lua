@@ -1,0 +1,119 @@
+-- Settles, looks up and takes, for a whole batch of attempts of one item.
+--
+-- Every key it needs is read and checked before the first is written: what a script has written
+-- when it fails is not undone.
+--
+-- KEYS  counter, book, outbox, attempts
+-- ARGV  offered epoch, micros now, batch, may take (1/0),
+--       anonymous attempts, their outbox lines (37 bytes each),
+--       named attempts n, n names, n orders, settled batches …
+local COUNTER, BOOK, OUTBOX, ATTEMPTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local LINE = 37
+-- Beyond it a Lua number is not exact.
+local MAX = 9007199254740991
+
+local function wrong(key, why)
+  return redis.error_reply('BADKEY ' .. key .. ': ' .. why)
+end
+local function text(number)
+  return string.format('%.0f', number)
+end
+local function whole(value)
+  if value and (value == '0' or value:match('^%-?[1-9]%d*$')) then
+    local number = tonumber(value)
+    if number <= MAX and number >= -MAX then return number end
+  end
+end
+
+local named = tonumber(ARGV[7])
+local anonymous = tonumber(ARGV[5])
+
+-- Read.
+local counter = redis.pcall('GET', COUNTER)
+if type(counter) == 'table' then return wrong(COUNTER, 'not a string') end
+local stands = 0
+if counter then
+  stands = whole(counter)
+  if not stands then return wrong(COUNTER, 'not a whole number') end
+  if stands < 0 then stands = 0 end
+end
+
+local book = redis.pcall('HMGET', BOOK, 'epoch', 'serial', 'left', 'seeded', 'term', 'run')
+if book.err then return wrong(BOOK, 'not a hash') end
+local epoch, serial, left, seeded, term = book[1], whole(book[2]), whole(book[3]), whole(book[4]), book[5]
+local run = book[6]
+if epoch and not (serial and left and seeded and whole(term)) then
+  return wrong(BOOK, 'a number in it is missing or wrong')
+end
+
+local open = redis.pcall('HLEN', OUTBOX)
+if type(open) == 'table' then return wrong(OUTBOX, 'not a hash') end
+
+local known = {}
+if named > 0 then
+  known = redis.pcall('HMGET', ATTEMPTS, unpack(ARGV, 8, 7 + named))
+  if known.err then return wrong(ATTEMPTS, 'not a hash') end
+end
+
+-- Decide.
+local dirty = false
+if not epoch and counter then
+  epoch, serial, left, seeded, term = ARGV[1], 0, stands, stands, '0'
+  run = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
+  dirty = true
+elseif epoch and stands ~= left then
+  -- What an operator did since the last batch.
+  seeded, left, dirty = seeded + stands - left, stands, true
+end
+
+local may = counter and ARGV[4] == '1'
+local units = may and left or 0
+local outcomes, lines, names, mine, entries, shown = {}, {}, {}, {}, {}, {}
+for i = 1, named do
+  local name, record = ARGV[7 + i], known[i]
+  if record then
+    local batch = record:sub(-36)
+    local entry = redis.call('HGET', OUTBOX, batch)
+    outcomes[i] = (entry and 'o' or 'k') .. record
+    if entry and not shown[batch] then
+      shown[batch] = true
+      entries[#entries + 1] = batch
+      entries[#entries + 1] = entry
+    end
+  elseif mine[name] then
+    outcomes[i] = '=' .. mine[name]
+  elseif #lines < units then
+    local order = ARGV[7 + named + i]
+    lines[#lines + 1] = order .. ' ' .. name .. '\n'
+    mine[name] = #lines
+    outcomes[i] = '=' .. #lines
+    names[#names + 1] = name
+    names[#names + 1] = order .. ' ' .. text(left - #lines) .. ' ' .. ARGV[3]
+  else
+    outcomes[i] = ''
+  end
+end
+local unnamed = math.min(anonymous, units - #lines)
+local taken = #lines + unnamed
+
+-- Write: the counter first, since a Redis that is out of memory refuses the first write only.
+local first, remaining = 0, 0
+if taken > 0 then
+  first, remaining = serial + 1, left - 1
+  redis.call('DECRBY', COUNTER, text(taken))
+  serial, left, dirty = serial + taken, left - taken, true
+end
+if dirty then
+  redis.call('HSET', BOOK, 'epoch', epoch, 'serial', text(serial), 'left', text(left),
+    'seeded', text(seeded), 'term', term, 'run', run)
+end
+if taken > 0 then
+  local head = table.concat({ epoch, term, text(first), text(remaining), ARGV[2] }, ' ') .. '\n'
+  redis.call('HSET', OUTBOX, ARGV[3], head .. table.concat(lines) .. ARGV[6]:sub(1, unnamed * LINE))
+  open = open + 1
+end
+if #names > 0 then redis.call('HSET', ATTEMPTS, unpack(names)) end
+local settled = 8 + 2 * named
+if ARGV[settled] then open = open - redis.call('HDEL', OUTBOX, unpack(ARGV, settled)) end
+
+return { counter and left or -1, epoch or '', term or '0', first, remaining, unnamed, open, outcomes, entries }

@@ -1,0 +1,440 @@
+//! Where attempts wait for one another: many of them become one call to the stock.
+//!
+//! Attempts that arrive while a call is in flight go together in the next one; there is no
+//! timer. The till owns what it takes: a client that hangs up changes nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+use uuid::Uuid;
+
+use crate::gate::{Gate, Level, REFRESH_EVERY, Window};
+use crate::item::Item;
+use crate::journal::{Delivery, Journal, Receipt};
+use crate::metrics::Metrics;
+use crate::shop::{Purchase, View};
+use crate::stock::{Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
+
+/// Success is told at most this long after the stock was asked for what vouches for it; later
+/// the books may have been reopened without it.
+pub const TELL_WITHIN: Duration = Duration::from_secs(2);
+
+/// The journal gives up on a sale after this; the outbox then announces it again.
+pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// One call being answered while the next is on its way; more only make smaller batches.
+const CALLS_IN_FLIGHT: usize = 2;
+
+/// Attempts that may wait; beyond it, `busy`. At 512 a call they wait for 40 calls.
+const MAX_WAITING: usize = 20_480;
+
+/// Outbox entries beyond which nothing more is taken: the journal is not keeping up.
+const MAX_OPEN: u64 = 20_000;
+
+/// Acknowledged batches a node remembers, to say `accepted` before the ledger has them.
+const REMEMBERED: usize = 64;
+
+/// One item's till on one node.
+pub struct Till {
+    item: Item,
+    stock: Arc<dyn Stock>,
+    journal: Arc<dyn Journal>,
+    window: Window,
+    metrics: Metrics,
+    queue: mpsc::Sender<Waiting>,
+    level: ArcSwap<Level>,
+    /// Counts replies, for those who wait for a fresh one.
+    replies: watch::Sender<u64>,
+    calls: Arc<Semaphore>,
+    last_call: AtomicU64,
+    closing: watch::Sender<bool>,
+    running: Mutex<Option<JoinHandle<()>>>,
+    books: Mutex<Books>,
+}
+
+/// What is on its way into the journal, and what has arrived.
+#[derive(Default)]
+struct Books {
+    /// The number of the call whose reply the level shows.
+    shown: u64,
+    /// Batches being appended, and those appended that the stock was not told of.
+    flights: HashMap<Uuid, Arc<Flight>>,
+    /// Acknowledged; told to the stock with the next call, kept until a reply confirms it.
+    settled: Vec<Uuid>,
+    remembered: VecDeque<Arc<Batch>>,
+}
+
+/// A batch being appended.
+struct Flight {
+    batch: Arc<Batch>,
+    receipt: Arc<Receipt>,
+}
+
+struct Waiting {
+    attempt: Attempt,
+    answer: oneshot::Sender<Purchase>,
+}
+
+/// What a node itself knows of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// On its way into the journal.
+    Pending,
+    /// In the journal.
+    Accepted,
+}
+
+impl Till {
+    /// Opens the till: from now on it refreshes its view and takes attempts.
+    pub fn open(
+        item: Item,
+        stock: &Arc<dyn Stock>,
+        journal: &Arc<dyn Journal>,
+        window: Window,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        let level = Level {
+            asked: Instant::now(),
+            epoch: None,
+            left: None,
+            open: 0,
+            trouble: Some("the stock was not asked yet".into()),
+        };
+        let till = Arc::new(Self {
+            item,
+            stock: Arc::clone(stock),
+            journal: Arc::clone(journal),
+            window,
+            metrics: metrics.clone(),
+            queue,
+            level: ArcSwap::from_pointee(level),
+            replies: watch::Sender::new(0),
+            calls: Arc::new(Semaphore::new(CALLS_IN_FLIGHT)),
+            last_call: AtomicU64::new(0),
+            closing: watch::Sender::new(false),
+            running: Mutex::default(),
+            books: Mutex::default(),
+        });
+        let running = tokio::spawn(Arc::clone(&till).run(waiting));
+        *till.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
+        till
+    }
+
+    /// The item it sells.
+    pub fn item(&self) -> &Item {
+        &self.item
+    }
+
+    /// What an anonymous attempt is told without asking the stock.
+    pub fn gate(&self) -> Gate {
+        self.level.load().gate(self.window, self.journal.ready().is_ok())
+    }
+
+    /// What the page shows.
+    pub fn view(&self) -> View {
+        self.level.load().view(self.window, self.journal.ready().is_ok())
+    }
+
+    /// Entries in the outbox, as last heard.
+    pub fn open_entries(&self) -> u64 {
+        self.level.load().open
+    }
+
+    /// Whether the stock answers for this item.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn ready(&self) -> Result<(), String> {
+        self.level.load().doubt().map_or(Ok(()), |doubt| Err(format!("{}: {doubt}", self.item)))
+    }
+
+    /// Waits for the next reply of the stock, good or bad.
+    pub async fn refreshed(&self) {
+        let mut replies = self.replies.subscribe();
+        let _ = replies.changed().await;
+    }
+
+    /// Puts an attempt into the queue and waits for its answer.
+    pub async fn attempt(&self, attempt: Attempt) -> Purchase {
+        let order = attempt.order;
+        let (answer, answered) = oneshot::channel();
+        match self.queue.try_send(Waiting { attempt, answer }) {
+            Ok(()) => answered.await.unwrap_or(Purchase::Pending { order }),
+            Err(mpsc::error::TrySendError::Full(_)) => Purchase::Busy,
+            Err(mpsc::error::TrySendError::Closed(_)) => Purchase::Unavailable,
+        }
+    }
+
+    /// What this node itself knows of `order`.
+    pub fn standing(&self, order: Uuid) -> Option<Standing> {
+        let books = self.books();
+        for flight in books.flights.values() {
+            if let Some(index) = flight.batch.position(order) {
+                let acknowledged = flight.receipt.of(index) == Delivery::Acknowledged;
+                return Some(if acknowledged { Standing::Accepted } else { Standing::Pending });
+            }
+        }
+        let remembered = books.remembered.iter().any(|batch| batch.position(order).is_some());
+        remembered.then_some(Standing::Accepted)
+    }
+
+    /// Appends a batch of the outbox once more, unless it is on its way.
+    pub fn announce(self: &Arc<Self>, batch: Batch) {
+        self.launch(Arc::new(batch));
+    }
+
+    /// Whether this batch is on its way into the journal, or there already.
+    pub fn has(&self, batch: Uuid) -> bool {
+        self.books().flights.contains_key(&batch)
+    }
+
+    /// Takes no more attempts; returns when those in hand were answered, what they took was
+    /// acknowledged or given up, and the stock was told.
+    pub async fn close(self: &Arc<Self>) {
+        self.closing.send_replace(true);
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(running) = running {
+            let _ = running.await;
+        }
+        // Whoever holds all permits knows that no call is under way.
+        let Ok(_all) = self.calls.acquire_many(CALLS_IN_FLIGHT as u32).await else { return };
+        let flights: Vec<_> = self.books().flights.values().cloned().collect();
+        for flight in flights {
+            flight.receipt.done().await;
+            self.land(&flight);
+        }
+        while !self.books().settled.is_empty() {
+            if self.ask(Vec::new()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Batches what waits, for as long as the till is open.
+    async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<Waiting>) {
+        let mut refresh = tokio::time::interval(REFRESH_EVERY);
+        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut closing = self.closing.subscribe();
+        loop {
+            let Ok(permit) = Arc::clone(&self.calls).acquire_owned().await else { return };
+            let mut waiting = Vec::new();
+            tokio::select! {
+                biased;
+                Ok(()) = closing.changed() => {
+                    // What is in the queue still comes; then there is nothing to wait for.
+                    queue.close();
+                    continue;
+                }
+                received = queue.recv_many(&mut waiting, MAX_ATTEMPTS) => if received == 0 { return },
+                _ = refresh.tick() => {}
+            }
+            tokio::spawn(Arc::clone(&self).call(waiting, permit));
+        }
+    }
+
+    /// One call: take, append, answer.
+    async fn call(self: Arc<Self>, waiting: Vec<Waiting>, permit: OwnedSemaphorePermit) {
+        let asked = Instant::now();
+        let (attempts, answers): (Vec<_>, Vec<_>) =
+            waiting.into_iter().map(|waiting| (waiting.attempt, waiting.answer)).unzip();
+        if !attempts.is_empty() {
+            self.metrics.take_batch_attempts.observe(attempts.len() as f64);
+        }
+        let orders: Vec<Uuid> = attempts.iter().map(|attempt| attempt.order).collect();
+        let reply = match self.ask(attempts).await {
+            Ok((reply, taking)) => (reply, taking),
+            Err(error) => {
+                drop(permit);
+                for (answer, order) in answers.into_iter().zip(orders) {
+                    let told = match error {
+                        StockError::Refused(_) => Purchase::Unavailable,
+                        StockError::Silent(_) => Purchase::Pending { order },
+                    };
+                    let _ = answer.send(told);
+                }
+                return;
+            }
+        };
+        let (Reply { taken, outcomes, standing, .. }, not_taken) = reply;
+        let flight = taken.map(|batch| self.launch(Arc::new(batch)));
+        let flights: HashMap<Uuid, Arc<Flight>> =
+            standing.into_iter().map(|batch| (batch.id, self.launch(Arc::new(batch)))).collect();
+        // The next call may go: what is left to do is between the journal and these buyers.
+        drop(permit);
+
+        let mut later = Vec::new();
+        for ((answer, order), outcome) in answers.into_iter().zip(orders).zip(outcomes) {
+            let told = match outcome {
+                Outcome::Taken(index) => match &flight {
+                    Some(flight) => {
+                        later.push((answer, Arc::clone(flight), index));
+                        continue;
+                    }
+                    None => Purchase::Pending { order },
+                },
+                Outcome::Known(known) if known.open => match known.place(&flights) {
+                    Some((flight, index)) => {
+                        later.push((answer, flight, index));
+                        continue;
+                    }
+                    None => Purchase::Pending { order: known.order },
+                },
+                Outcome::Known(known) => Purchase::Bought { order: known.order, left: known.remaining },
+                Outcome::SoldOut => Purchase::SoldOut,
+                Outcome::NotOnSale => Purchase::NotOnSale,
+                Outcome::NotTaken => not_taken,
+                Outcome::Unreadable => Purchase::Unavailable,
+            };
+            let _ = answer.send(tell(asked, told));
+        }
+        let deadline = asked + TELL_WITHIN;
+        for (answer, flight, index) in later {
+            let _ = timeout_at(deadline, flight.receipt.done()).await;
+            let _ = answer.send(tell(asked, flight.told(index)));
+        }
+    }
+
+    /// Asks the stock, and shows what it said. With the reply: what those are told who were not
+    /// served because nothing was to be taken.
+    async fn ask(&self, attempts: Vec<Attempt>) -> Result<(Reply, Purchase), StockError> {
+        let number = self.last_call.fetch_add(1, Ordering::Relaxed) + 1;
+        let level = self.level.load();
+        let not_taken = if self.window.after_closing() {
+            Some(Purchase::Closed)
+        } else if self.window.before_opening() {
+            Some(Purchase::NotOpen)
+        } else if self.journal.ready().is_err() || level.open >= MAX_OPEN {
+            Some(Purchase::Unavailable)
+        } else {
+            None
+        };
+        let settled: Vec<Uuid> = self.books().settled.iter().copied().take(MAX_SETTLED).collect();
+        let call = Call {
+            id: Uuid::now_v7(),
+            offer: Uuid::now_v7(),
+            at: Timestamp::now(),
+            taking: not_taken.is_none(),
+            attempts,
+            settled,
+        };
+        let asked = Instant::now();
+        let answer = self.stock.take(&self.item, &call).await;
+        let mut books = self.books();
+        if answer.is_ok() {
+            books.forget(&call.settled);
+        }
+        let shown = match &answer {
+            Ok(reply) => {
+                Level { asked, epoch: reply.epoch, left: reply.left, open: reply.open, trouble: None }
+            }
+            Err(error) => Level { asked, trouble: Some(error.to_string().into()), ..(**level).clone() },
+        };
+        // Two calls may answer out of order; the later question knows better.
+        if number > books.shown {
+            books.shown = number;
+            self.show(shown);
+        }
+        drop(books);
+        self.replies.send_modify(|replies| *replies += 1);
+        answer.map(|reply| (reply, not_taken.unwrap_or(Purchase::Unavailable)))
+    }
+
+    fn show(&self, level: Level) {
+        let before = self.level.load();
+        match (&before.trouble, &level.trouble) {
+            (None, Some(trouble)) => log::warn!("{}: the stock cannot be used: {trouble}", self.item),
+            (Some(before), Some(trouble)) if before != trouble => log::warn!("{}: {trouble}", self.item),
+            (Some(_), None) => log::info!("{}: the stock answers", self.item),
+            _ => {}
+        }
+        if level.trouble.is_none() {
+            self.metrics.stock_left(self.item.name(), level.left);
+        }
+        self.level.store(Arc::new(level));
+    }
+
+    /// Sends a batch on its way into the journal, or finds it there.
+    fn launch(self: &Arc<Self>, batch: Arc<Batch>) -> Arc<Flight> {
+        let mut books = self.books();
+        if let Some(flight) = books.flights.get(&batch.id) {
+            return Arc::clone(flight);
+        }
+        let receipt = self.journal.append(&batch);
+        let flight = Arc::new(Flight { batch, receipt });
+        books.flights.insert(flight.batch.id, Arc::clone(&flight));
+        drop(books);
+        let (till, flown) = (Arc::clone(self), Arc::clone(&flight));
+        tokio::spawn(async move {
+            flown.receipt.done().await;
+            till.land(&flown);
+        });
+        flight
+    }
+
+    /// The journal has said all it will say of this batch.
+    fn land(&self, flight: &Flight) {
+        let mut books = self.books();
+        let id = flight.batch.id;
+        if !flight.receipt.complete() {
+            // The outbox keeps it, and it will be announced again.
+            books.flights.remove(&id);
+        } else if books.flights.contains_key(&id) && !books.settled.contains(&id) {
+            books.settled.push(id);
+        }
+    }
+}
+
+impl Books {
+    /// The stock knows now that these were acknowledged.
+    fn forget(&mut self, settled: &[Uuid]) {
+        self.settled.retain(|batch| !settled.contains(batch));
+        for batch in settled {
+            if let Some(flight) = self.flights.remove(batch) {
+                self.remembered.push_back(Arc::clone(&flight.batch));
+            }
+        }
+        let excess = self.remembered.len().saturating_sub(REMEMBERED);
+        self.remembered.drain(..excess);
+    }
+}
+
+impl Flight {
+    /// What the buyer of the sale at `index` is told.
+    fn told(&self, index: usize) -> Purchase {
+        let sale = &self.batch.attempts[index];
+        match self.receipt.of(index) {
+            Delivery::Acknowledged => Purchase::Bought {
+                order: sale.order,
+                left: self.batch.remaining.saturating_sub(index as u64),
+            },
+            Delivery::Waiting | Delivery::Unknown => Purchase::Pending { order: sale.order },
+        }
+    }
+}
+
+impl Known {
+    fn place(&self, flights: &HashMap<Uuid, Arc<Flight>>) -> Option<(Arc<Flight>, usize)> {
+        let flight = flights.get(&self.batch)?;
+        Some((Arc::clone(flight), flight.batch.position(self.order)?))
+    }
+}
+
+/// A success that comes too late is not told as one.
+fn tell(asked: Instant, told: Purchase) -> Purchase {
+    match told {
+        Purchase::Bought { order, .. } if asked.elapsed() > TELL_WITHIN => Purchase::Pending { order },
+        told => told,
+    }
+}

@@ -1,0 +1,178 @@
+//! Servers, or one file: the parts a sale runs on, chosen by configuration.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use consumer::config::{ConfigError, Settings};
+use consumer::ledger::Ledger;
+use consumer::ledger::mysql::MySqlLedger;
+use consumer::ledger::sqlite::SqliteLedger;
+use consumer::sqlite::{FileError, SqliteFile};
+use uuid::Uuid;
+
+use crate::item::Item;
+use crate::journal::Journal;
+use crate::journal::kafka::KafkaJournal;
+use crate::journal::sqlite::SqliteJournal;
+use crate::stock::Stock;
+use crate::stock::memory::MemoryStock;
+use crate::stock::redis::RedisStock;
+
+/// The parts.
+#[derive(Clone)]
+pub struct World {
+    /// Where units are.
+    pub stock: Arc<dyn Stock>,
+    /// Where sales are made durable.
+    pub journal: Arc<dyn Journal>,
+    /// Where they are recorded.
+    pub ledger: Arc<dyn Ledger>,
+    /// Which of the two it is.
+    pub kind: Kind,
+}
+
+/// The two worlds, with what only they have.
+#[derive(Clone)]
+pub enum Kind {
+    /// Redis, Kafka, and MySQL or MariaDB.
+    Servers(Arc<KafkaJournal>),
+    /// One SQLite file; whoever serves it holds its lock.
+    Embedded(SqliteFile, Option<Arc<Lock>>),
+}
+
+/// Why a world cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum WorldError {
+    /// A wrong setting.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What an embedded file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To sell: a missing file is made, with the units of `SECKILL_STOCK`.
+    Serve,
+    /// To begin a sale: a missing file is made.
+    Seed,
+    /// To look: the file must be there.
+    Read,
+}
+
+impl World {
+    /// Opens the world that the settings name.
+    ///
+    /// # Errors
+    /// A setting is wrong, or the embedded file cannot be used. Servers that are away are no
+    /// error: they are waited for.
+    pub async fn open(settings: &Settings, purpose: Purpose) -> Result<Self, WorldError> {
+        let secrets = &settings.secrets;
+        match (&secrets.redis_url, &secrets.kafka_brokers, &secrets.database_url) {
+            (Some(redis), Some(_), Some(database)) => {
+                let named = |name: &str, why: String| ConfigError(format!("{name}: {why}"));
+                let stock = RedisStock::new(redis.reveal()).map_err(|why| named("SECKILL_REDIS_URL", why))?;
+                let journal = Arc::new(KafkaJournal::new(settings).map_err(ConfigError)?);
+                let ledger = MySqlLedger::connect_lazy(database.reveal())
+                    .map_err(|error| named("SECKILL_DATABASE_URL", error.to_string()))?;
+                Ok(Self {
+                    stock: Arc::new(stock),
+                    journal: Arc::<KafkaJournal>::clone(&journal),
+                    ledger: Arc::new(ledger),
+                    kind: Kind::Servers(journal),
+                })
+            }
+            (None, None, None) => Self::embedded(settings, purpose).await,
+            (redis, kafka, database) => {
+                let addresses = [
+                    ("SECKILL_REDIS_URL", redis.is_some()),
+                    ("SECKILL_KAFKA_BROKERS", kafka.is_some()),
+                    ("SECKILL_DATABASE_URL", database.is_some()),
+                ];
+                let named = |set: bool| {
+                    let names: Vec<&str> =
+                        addresses.iter().filter(|(_, is)| *is == set).map(|(name, _)| *name).collect();
+                    names.join(" and ")
+                };
+                Err(ConfigError(format!(
+                    "{} without {}: set all three to sell on servers, or none to sell from one file",
+                    named(true),
+                    named(false)
+                ))
+                .into())
+            }
+        }
+    }
+
+    async fn embedded(settings: &Settings, purpose: Purpose) -> Result<Self, WorldError> {
+        let failed = |why: String| WorldError::Failed(format!("SECKILL_DATA={}: {why}", settings.data.display()));
+        let file = SqliteFile::open(&settings.data, purpose != Purpose::Read).await.map_err(|error| match error {
+            FileError::Config(error) => WorldError::Config(error),
+            FileError::Failed(why) => WorldError::Failed(why),
+        })?;
+        let lock = (purpose == Purpose::Serve).then(|| Lock::take(&settings.data).map(Arc::new)).transpose();
+        let lock = lock.map_err(WorldError::Failed)?;
+        let journal = Arc::new(SqliteJournal::new(file.clone()));
+        let stock = MemoryStock::open(Arc::clone(&journal)).await.map_err(failed)?;
+        let ledger = SqliteLedger::open(&file).await.map_err(|error| failed(error.to_string()))?;
+        let world = Self {
+            stock: Arc::new(stock),
+            journal,
+            ledger: Arc::new(ledger),
+            kind: Kind::Embedded(file, lock),
+        };
+        // An empty journal is a new file; one with rows is never refilled.
+        let items = world.stock.items().await.map_err(|error| failed(error.to_string()))?;
+        let mut empty = true;
+        for item in &items {
+            empty &= world.stock.books(item).await.map_err(|error| failed(error.to_string()))?.is_empty();
+        }
+        if purpose == Purpose::Serve && empty {
+            world.seed(&Item::default(), settings.stock, Uuid::now_v7()).await.map_err(failed)?;
+        }
+        Ok(world)
+    }
+
+    /// Begins a new sale: the ledger's note first, so that a stock rolled back to before it
+    /// cannot bring the old sale to life again.
+    ///
+    /// # Errors
+    /// What could not be written. Once more with the same epoch is safe.
+    pub async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), String> {
+        self.ledger.migrate().await.map_err(|error| error.to_string())?;
+        self.ledger.begin_sale(item.name(), epoch, units).await.map_err(|error| error.to_string())?;
+        self.stock.seed(item, units, epoch).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Keeps the embedded file to one `serve`; let go when dropped, also by a crash.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock beside `data`.
+    ///
+    /// # Errors
+    /// When another `serve` has it, or the folder cannot be written.
+    pub fn take(data: &Path) -> Result<Self, String> {
+        let mut path = data.as_os_str().to_owned();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| {
+            format!("SECKILL_DATA={}: {}: {error}; its folder must exist and be writable", data.display(), path.display())
+        })?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(format!(
+                "SECKILL_DATA={}: another seckill serves this file; stop it, or name another file",
+                data.display()
+            )),
+            Err(std::fs::TryLockError::Error(error)) => Err(format!("{}: {error}", path.display())),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Settings that cannot be used, and the documents that list them.
+
+use std::net::TcpListener;
+
+use tempfile::TempDir;
+
+use crate::process::{Env, free_port, output};
+
+/// Runs `serve` with these settings: its exit code and what it said.
+fn serve(settings: &[(&str, &str)]) -> (Option<i32>, String) {
+    let folder = TempDir::new().unwrap();
+    let mut env: Env = vec![
+        ("SECKILL_LISTEN".into(), format!("127.0.0.1:{}", free_port())),
+        ("SECKILL_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())),
+        ("RUST_LOG".into(), "error".into()),
+    ];
+    env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let ended = output("seckill", &env, &["serve"], folder.path());
+    (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+}
+
+#[test]
+fn one_line_that_names_the_variable() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let folder = TempDir::new().unwrap();
+    let foreign = folder.path().join("notes.txt");
+    std::fs::write(&foreign, "not a database").unwrap();
+    let foreign = foreign.display().to_string();
+    let cases: [(&[(&str, &str)], i32, &[&str]); 13] = [
+        (&[("SECKILL_STOCK", "-3")], 64, &["SECKILL_STOCK=-3", "whole number"]),
+        (&[("SECKILL_STOCK", "many")], 64, &["SECKILL_STOCK=many"]),
+        (&[("SECKILL_OPENS_AT", "tomorrow")], 64, &["SECKILL_OPENS_AT=tomorrow", "+30s"]),
+        (&[("SECKILL_OPENS_AT", "+9s"), ("SECKILL_CLOSES_AT", "+8s")], 64, &["SECKILL_CLOSES_AT"]),
+        (&[("SECKILL_LISTEN", "everywhere")], 64, &["SECKILL_LISTEN=everywhere"]),
+        (&[("SECKILL_KAFKA_PARTITIONS", "0")], 64, &["SECKILL_KAFKA_PARTITIONS=0"]),
+        (&[("SECKILL_REDIS_URL", "redis://127.0.0.1:1/0")], 64, &["SECKILL_REDIS_URL", "SECKILL_KAFKA_BROKERS", "SECKILL_DATABASE_URL"]),
+        (&[("SECKILL_REDIS_URL_FILE", "/nowhere/secret")], 64, &["SECKILL_REDIS_URL_FILE=/nowhere/secret"]),
+        (
+            &[("SECKILL_REDIS_URL", "http://x"), ("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"), ("SECKILL_DATABASE_URL", "mysql://x/y")],
+            64,
+            &["SECKILL_REDIS_URL", "redis://"],
+        ),
+        (&[("SECKILL_LISTEN", &taken)], 1, &["SECKILL_LISTEN", &taken]),
+        (&[("SECKILL_OPS_LISTEN", &taken)], 1, &["SECKILL_OPS_LISTEN", &taken]),
+        (&[("SECKILL_DATA", &foreign)], 64, &["SECKILL_DATA", "notes.txt"]),
+        (&[("SECKILL_DATA", "/nowhere/sale.db")], 64, &["SECKILL_DATA", "/nowhere"]),
+    ];
+    for (settings, code, parts) in cases {
+        let (ended, said) = serve(settings);
+        assert_eq!(ended, Some(code), "{settings:?}: {said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{settings:?}: {said}");
+        assert!(said.starts_with("error: "), "{said}");
+        for part in parts {
+            assert!(said.contains(part), "{settings:?}: {said}");
+        }
+    }
+    let beside = std::fs::read_dir(std::path::Path::new(&foreign).parent().unwrap()).unwrap().count();
+    assert_eq!(beside, 1, "nothing is put beside it");
+    assert_eq!(std::fs::read_to_string(&foreign).unwrap(), "not a database", "a file that is not ours is left alone");
+}
+
+#[test]
+fn a_secret_never_shows() {
+    let (_, said) = serve(&[
+        ("SECKILL_REDIS_URL", "http://user:hush@x"),
+        ("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"),
+        ("SECKILL_DATABASE_URL", "mysql://x:hush@/y"),
+    ]);
+    assert!(!said.contains("hush"), "{said}");
+}
+
+#[test]
+fn wrong_usage_and_help() {
+    let folder = TempDir::new().unwrap();
+    let wrong = output("seckill", &Vec::new(), &["--no-such-flag"], folder.path());
+    assert_eq!(wrong.status.code(), Some(64));
+    let help = output("seckill", &Vec::new(), &["--help"], folder.path());
+    assert!(help.status.success());
+    let help = String::from_utf8(help.stdout).unwrap();
+    for (name, _) in consumer::config::table() {
+        assert!(help.contains(&name), "{name} in --help");
+    }
+}
+
+/// The README's table and `.env.example` name every setting and no other.
+#[test]
+fn the_documents_list_every_setting() {
+    for document in ["README.md", ".env.example"] {
+        let text = std::fs::read_to_string(format!("{}/{document}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        for (name, default) in consumer::config::table() {
+            let line = text.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{name} in {document}"));
+            let default = default.unwrap_or_default();
+            assert!(line.contains(&default), "{document}: {name} has the default {default}: {line}");
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! A world for one test, in a folder and on ports of its own, and the check of its books.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use consumer::sale::Sale;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::Message as _;
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::Value;
+use sqlx::mysql::MySqlPool;
+use sqlx::{Connection as _, Row as _};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::process::{Env, Process, command, free_port, output, until};
+
+/// A service under test.
+pub struct Node {
+    pub process: Process,
+    pub url: String,
+    pub ops: String,
+    env: Env,
+}
+
+impl Node {
+    pub fn buy_url(&self) -> String {
+        format!("{}/seckill/seckill", self.url)
+    }
+
+    pub async fn count(&self, query: &str) -> Value {
+        get(&format!("{}/seckill/getCount{query}", self.url)).await.1
+    }
+
+    pub async fn state(&self) -> String {
+        self.count("").await["state"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until the sale has this state.
+    pub async fn reaches(&self, state: &str, within: Duration) {
+        until(&format!("state {state}"), within, async || self.state().await == state).await;
+    }
+}
+
+/// Status and JSON of a GET; status 0 when there was no answer.
+pub async fn get(url: &str) -> (u16, Value) {
+    match crate::buyers::client().get(url).send().await {
+        Ok(response) => (response.status().as_u16(), response.json().await.unwrap_or_default()),
+        Err(_) => (0, Value::Null),
+    }
+}
+
+/// The servers world: a Redis of the test's own; topic, group and database of its own on the
+/// shared Kafka and MariaDB.
+pub struct Servers {
+    pub folder: TempDir,
+    pub redis: Option<Process>,
+    pub redis_port: u16,
+    pub topic: String,
+    pub group: String,
+    pub database: String,
+    pub env: Env,
+}
+
+fn shared(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run `scripts/servers up` and `eval \"$(scripts/servers env)\"`, or scripts/test")
+    })
+}
+
+impl Servers {
+    pub async fn start() -> Self {
+        let mut servers = Self::prepare();
+        servers.start_redis().await;
+        servers.make_database().await;
+        servers
+    }
+
+    /// All but the servers themselves.
+    pub fn prepare() -> Self {
+        let name = Uuid::now_v7().simple().to_string();
+        let folder = TempDir::new().unwrap();
+        let redis_port = free_port();
+        let database = shared("SECKILL_DATABASE_URL");
+        let (server, _) = database.rsplit_once('/').unwrap();
+        let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let topic = format!("test-{name}");
+        let group = format!("test-{name}");
+        let database = format!("{server}/seckill_test_{name}");
+        let env = vec![
+            set("SECKILL_REDIS_URL", &format!("redis://127.0.0.1:{redis_port}/0")),
+            set("SECKILL_KAFKA_BROKERS", &shared("SECKILL_KAFKA_BROKERS")),
+            set("SECKILL_DATABASE_URL", &database),
+            set("SECKILL_KAFKA_TOPIC", &topic),
+            set("SECKILL_KAFKA_GROUP", &group),
+        ];
+        Self { folder, redis: None, redis_port, topic, group, database, env }
+    }
+
+    pub async fn start_redis(&mut self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &self.redis_port.to_string(), "--save", ""]);
+        command.args(["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]);
+        command.arg("--dir").arg(self.folder.path());
+        self.redis = Some(Process::start("redis", command, &self.folder.path().join("redis.log")));
+        until("redis answers", Duration::from_secs(10), async || {
+            let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)) else { return false };
+            let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
+            redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
+        })
+        .await;
+    }
+
+    pub async fn make_database(&self) {
+        let (server, name) = self.database.rsplit_once('/').unwrap();
+        let mut connection = sqlx::MySqlConnection::connect(&format!("{server}/seckill")).await.unwrap();
+        let create = format!("create database if not exists {name} character set utf8mb4");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
+    }
+
+    /// One command to this test's Redis.
+    pub async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+
+    /// Starts a service; waits for nothing.
+    pub fn node(&self, more: &[(&str, &str)]) -> Node {
+        node(&self.env, more, self.folder.path())
+    }
+
+    /// Starts a service and waits until it would sell.
+    pub async fn ready_node(&self, more: &[(&str, &str)]) -> Node {
+        let node = self.node(more);
+        until("the service is ready", Duration::from_secs(10), async || ready(&node.ops).await).await;
+        node
+    }
+
+    pub fn consumer(&self) -> Process {
+        let mut env = self.env.clone();
+        env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
+        Process::start("consumer", command("consumer", &env, &[], self.folder.path()), &self.folder.path().join("consumer.log"))
+    }
+
+    pub async fn pool(&self) -> MySqlPool {
+        MySqlPool::connect(&self.database).await.unwrap()
+    }
+
+    /// Rows of the ledger, 0 before it has tables.
+    pub async fn rows(&self) -> usize {
+        let Ok(pool) = MySqlPool::connect(&self.database).await else { return 0 };
+        let rows = sqlx::query_scalar::<_, i64>("select count(*) from seckill").fetch_one(&pool).await;
+        usize::try_from(rows.unwrap_or(0)).unwrap()
+    }
+
+    pub async fn rows_reach(&self, rows: usize, within: Duration) {
+        until(&format!("{rows} rows"), within, async || self.rows().await >= rows).await;
+    }
+
+    /// Everything in the topic, read from its start.
+    pub async fn messages(&self) -> Vec<Vec<u8>> {
+        let (topic, brokers) = (self.topic.clone(), shared("SECKILL_KAFKA_BROKERS"));
+        tokio::task::spawn_blocking(move || read_all(&topic, &brokers)).await.unwrap()
+    }
+
+    pub fn operate(&self, args: &[&str]) -> std::process::Output {
+        output("seckill", &self.env, args, self.folder.path())
+    }
+
+    /// The check of the books, from outside and by `audit`: every order told is recorded, no
+    /// unit twice, none missing, exactly `sold` rows, and every row has its message.
+    pub async fn balance(&self, told: &[String], sold: usize) {
+        crate::buyers::all_different(told);
+        until("the outbox is settled and the ledger has caught up", Duration::from_secs(60), async || {
+            let audit: Value = serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
+            audit["balanced"] == true
+                && audit["items"].as_array().is_some_and(|items| {
+                    items.iter().all(|item| item["outbox"] == 0 && item["recorded"] == item["sold"])
+                })
+        })
+        .await;
+        let pool = self.pool().await;
+        let rows = sqlx::query("select order_id, item, epoch, serial from seckill").fetch_all(&pool).await.unwrap();
+        check(rows.iter().map(|row| (uuid(row, 0), row.get::<Vec<u8>, _>(1), uuid(row, 2), row.get::<i64, _>(3))), told, sold);
+        let conflicts: i64 = sqlx::query_scalar("select count(*) from seckill_conflict").fetch_one(&pool).await.unwrap();
+        assert_eq!(conflicts, 0, "rows in seckill_conflict");
+        let sent: HashSet<Uuid> =
+            self.messages().await.iter().filter_map(|value| Sale::from_json(value).ok()).map(|sale| sale.order).collect();
+        assert_eq!(sent.len(), sold, "different orders in the topic");
+        assert_balanced(&self.operate(&["audit"]));
+    }
+}
+
+/// An order or epoch, whether the column is text or bytes.
+fn uuid(row: &sqlx::mysql::MySqlRow, column: usize) -> Uuid {
+    let bytes: Vec<u8> = row.get_unchecked(column);
+    Uuid::from_slice(&bytes).or_else(|_| Uuid::try_parse_ascii(&bytes)).unwrap()
+}
+
+/// Told ⊆ recorded; one order a unit; no serial missing; exactly `sold`.
+pub fn check(rows: impl Iterator<Item = (Uuid, Vec<u8>, Uuid, i64)>, told: &[String], sold: usize) {
+    let (mut orders, mut units, mut highest) = (HashSet::new(), HashSet::new(), std::collections::HashMap::new());
+    for (order, item, epoch, serial) in rows {
+        assert!(orders.insert(order), "order {order} is recorded twice");
+        assert!(units.insert((item.clone(), epoch, serial)), "unit {serial} of {epoch} is recorded twice");
+        let top = highest.entry((item, epoch)).or_insert(0);
+        *top = serial.max(*top);
+    }
+    for order in told {
+        assert!(orders.contains(&order.parse().unwrap()), "order {order} was told and is not recorded");
+    }
+    assert_eq!(orders.len(), sold, "rows in the ledger");
+    let expected: i64 = highest.values().sum();
+    assert_eq!(units.len() as i64, expected, "a serial is missing");
+}
+
+pub fn assert_balanced(audit: &std::process::Output) {
+    assert!(
+        audit.status.success(),
+        "audit: {}{}",
+        String::from_utf8_lossy(&audit.stdout),
+        String::from_utf8_lossy(&audit.stderr)
+    );
+}
+
+pub async fn ready(ops: &str) -> bool {
+    get(&format!("{ops}/readyz")).await.0 == 200
+}
+
+fn node(env: &Env, more: &[(&str, &str)], folder: &Path) -> Node {
+    let (port, ops) = (free_port(), free_port());
+    let mut env = env.clone();
+    env.push(("SECKILL_LISTEN".into(), format!("127.0.0.1:{port}")));
+    env.push(("SECKILL_OPS_LISTEN".into(), format!("127.0.0.1:{ops}")));
+    env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    start(env, folder)
+}
+
+fn start(env: Env, folder: &Path) -> Node {
+    let address = |name: &str| env.iter().rev().find(|(set, _)| set == name).map(|(_, address)| format!("http://{address}")).unwrap();
+    let (url, ops) = (address("SECKILL_LISTEN"), address("SECKILL_OPS_LISTEN"));
+    let process = Process::start("seckill", command("seckill", &env, &["serve"], folder), &folder.join("seckill.log"));
+    Node { process, url, ops, env }
+}
+
+impl Node {
+    /// Starts it again on the same ports with the same settings.
+    pub fn again(env: Env, folder: &Path) -> Node {
+        start(env, folder)
+    }
+
+    pub fn env(&self) -> Env {
+        self.env.clone()
+    }
+}
+
+fn read_all(topic: &str, brokers: &str) -> Vec<Vec<u8>> {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "test-reader").create().unwrap();
+    let wait = Duration::from_secs(10);
+    let metadata = consumer.fetch_metadata(Some(topic), wait).unwrap();
+    let mut left = 0;
+    let mut from = TopicPartitionList::new();
+    let mut ends = std::collections::HashMap::new();
+    for partition in metadata.topics()[0].partitions() {
+        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), wait).unwrap();
+        left += high - low;
+        ends.insert(partition.id(), high);
+        from.add_partition_offset(topic, partition.id(), Offset::Offset(low)).unwrap();
+    }
+    consumer.assign(&from).unwrap();
+    let mut values = Vec::new();
+    while left > 0 {
+        let message = consumer.poll(wait).expect("a message").expect("readable");
+        if message.offset() < ends[&message.partition()] {
+            values.push(message.payload().unwrap_or_default().to_vec());
+            left -= 1;
+        }
+    }
+    values
+}
+
+/// The embedded world: one file in a folder of the test's own.
+pub struct Embedded {
+    pub folder: TempDir,
+    pub env: Env,
+}
+
+impl Embedded {
+    pub fn new(stock: u64) -> Self {
+        let folder = TempDir::new().unwrap();
+        let env = vec![
+            ("SECKILL_DATA".to_owned(), folder.path().join("sale.db").display().to_string()),
+            ("SECKILL_STOCK".to_owned(), stock.to_string()),
+        ];
+        Self { folder, env }
+    }
+
+    pub async fn node(&self, more: &[(&str, &str)]) -> Node {
+        let node = node(&self.env, more, self.folder.path());
+        until("the service is ready", Duration::from_secs(10), async || ready(&node.ops).await).await;
+        node
+    }
+
+    pub fn operate(&self, args: &[&str]) -> std::process::Output {
+        output("seckill", &self.env, args, self.folder.path())
+    }
+
+    /// The same check as [`Servers::balance`], on the file.
+    pub async fn balance(&self, told: &[String], sold: usize) {
+        crate::buyers::all_different(told);
+        until("the ledger has caught up", Duration::from_secs(20), async || {
+            let audit: Value = serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
+            audit["items"].as_array().is_some_and(|items| items.iter().all(|item| item["recorded"] == item["sold"]))
+        })
+        .await;
+        let path = self.folder.path().join("sale.db");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
+        let mut file = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        let rows = sqlx::query("select order_id, item, epoch, serial from seckill").fetch_all(&mut file).await.unwrap();
+        let text = |row: &sqlx::sqlite::SqliteRow, column: usize| row.get::<String, _>(column);
+        check(
+            rows.iter().map(|row| {
+                (text(row, 0).parse().unwrap(), text(row, 1).into_bytes(), text(row, 2).parse().unwrap(), row.get(3))
+            }),
+            told,
+            sold,
+        );
+        assert_balanced(&self.operate(&["audit"]));
+    }
+}
