@@ -123,8 +123,11 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> 
         audit.reasons.push(format!("{} sales in conflict, see table seckill_conflict", faults.conflicts));
     }
     for Before { item, books, outbox } in before {
-        let mut records: BTreeMap<Uuid, &SaleRecord> =
-            records.iter().filter(|record| record.item == item.name()).map(|record| (record.epoch, record)).collect();
+        let mut records: BTreeMap<Uuid, &SaleRecord> = records
+            .iter()
+            .filter(|record| record.item == item.name())
+            .map(|record| (record.epoch, record))
+            .collect();
         for book in books {
             let record = records.remove(&book.epoch);
             let waiting = outbox.get(&book.epoch);
@@ -134,7 +137,8 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> 
         for (epoch, record) in records.into_iter().filter(|(_, record)| record.highest > 0) {
             // The stock has forgotten this sale: Redis was emptied. What it sold is recorded.
             log::warn!("{item}: sale {epoch} is known to the ledger alone, up to serial {}", record.highest);
-            let book = Book { epoch, serial: record.highest, left: 0, seeded: record.highest, on_sale: false };
+            let book =
+                Book { epoch, serial: record.highest, left: 0, seeded: record.highest, on_sale: false };
             let finding = audit.check(world, &item, &book, Some(record), None, caught_up).await?;
             audit.items.push(finding);
         }
@@ -166,13 +170,17 @@ impl Audit {
             outbox: outbox.len() as u64,
             missing: Vec::new(),
             missing_count: 0,
-            doubled: record.map(|record| record.doubled.iter().copied().take(LISTED).collect()).unwrap_or_default(),
+            doubled: record
+                .map(|record| record.doubled.iter().copied().take(LISTED).collect())
+                .unwrap_or_default(),
         };
         let whole = recorded >= book.serial && record.is_none_or(|record| record.highest == recorded);
         if !whole {
-            let serials = world.ledger.serials(item.name(), book.epoch).await.map_err(|error| error.to_string())?;
+            let serials =
+                world.ledger.serials(item.name(), book.epoch).await.map_err(|error| error.to_string())?;
             let there: BTreeSet<u64> = serials.into_iter().collect();
-            let absent = (1..=book.serial).filter(|serial| !there.contains(serial) && !outbox.contains(serial));
+            let absent =
+                (1..=book.serial).filter(|serial| !there.contains(serial) && !outbox.contains(serial));
             if caught_up {
                 for serial in absent {
                     finding.missing_count += 1;
@@ -202,14 +210,22 @@ impl Audit {
                 book.seeded, book.left, book.serial
             ));
         }
-        if record.is_some_and(|record| record.highest > book.serial) && self.sold_more(world, item, book, record).await? {
+        if record.is_some_and(|record| record.highest > book.serial)
+            && self.sold_more(world, item, book, record).await?
+        {
             self.reasons.push(format!("{name}: recorded up to a serial that the stock has not sold"));
         }
         Ok(finding)
     }
 
     /// Whether the ledger has serials beyond the book's, read again after the ledger was.
-    async fn sold_more(&self, world: &World, item: &Item, book: &Book, record: Option<&SaleRecord>) -> Result<bool, String> {
+    async fn sold_more(
+        &self,
+        world: &World,
+        item: &Item,
+        book: &Book,
+        record: Option<&SaleRecord>,
+    ) -> Result<bool, String> {
         let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
         let sold = books.iter().find(|now| now.epoch == book.epoch).map_or(0, |now| now.serial);
         Ok(record.is_some_and(|record| record.highest > sold))

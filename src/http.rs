@@ -13,7 +13,7 @@ use std::time::Duration;
 use actix_web::dev::Server;
 use actix_web::http::header;
 use actix_web::middleware::DefaultHeaders;
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpRequest, HttpServer, web};
 use serde::Deserialize;
 
 use crate::gate::Window;
@@ -94,13 +94,11 @@ struct Query {
 }
 
 impl Query {
-    /// The item asked for; the refusal, if it cannot be one.
-    fn item(&self, request: &HttpRequest) -> Result<Item, HttpResponse> {
+    /// The item asked for; what is wrong, if it cannot be one.
+    fn item(&self) -> Result<Item, String> {
         match self.item.as_deref() {
             None => Ok(Item::default()),
-            Some(name) => name.parse().map_err(|why: String| {
-                problem(request, Code::BadRequest, Some(&format!("item: {why}")))
-            }),
+            Some(name) => name.parse().map_err(|why| format!("item: {why}")),
         }
     }
 }

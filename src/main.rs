@@ -22,7 +22,9 @@ enum Command {
     /// Sell (the default)
     Serve,
     /// Begin a new sale of N units, or add units to the running one
-    #[command(after_help = "A new sale forgets who bought before; `SET counter N` in Redis keeps the old winners' answers.")]
+    #[command(
+        after_help = "A new sale forgets who bought before; `SET counter N` in Redis keeps the old winners' answers."
+    )]
     Seed {
         /// Units of a new sale
         #[arg(value_name = "N", value_parser = config::units, required_unless_present = "add")]
@@ -70,7 +72,9 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         match command {
             None | Some(Command::Serve) => serve::serve(settings).await,
-            Some(Command::Seed { add: Some(units), item: name, .. }) => operate::add(&settings, &item(name), units).await,
+            Some(Command::Seed { add: Some(units), item: name, .. }) => {
+                operate::add(&settings, &item(name), units).await
+            }
             Some(Command::Seed { units, item: name, .. }) => {
                 operate::seed(&settings, &item(name), units.unwrap_or_default()).await
             }

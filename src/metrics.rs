@@ -31,8 +31,11 @@ impl Metrics {
                     .buckets(prometheus::exponential_buckets(0.000_5, 2.0, 14)?),
             )?,
             take_batch_attempts: Histogram::with_opts(
-                HistogramOpts::new("seckill_take_batch_attempts", "Attempts that went to the stock in one call.")
-                    .buckets(prometheus::exponential_buckets(1.0, 2.0, 10)?),
+                HistogramOpts::new(
+                    "seckill_take_batch_attempts",
+                    "Attempts that went to the stock in one call.",
+                )
+                .buckets(prometheus::exponential_buckets(1.0, 2.0, 10)?),
             )?,
             left: IntGaugeVec::new(Opts::new("seckill_stock_left", "Units left."), &["item"])?,
             outbox: IntGaugeVec::new(

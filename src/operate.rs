@@ -99,7 +99,10 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
     if json {
         return print_json(&serde_json::json!({ "items": lines }));
     }
-    let mut text = format!("{:<32} {:<12} {:>10} {:>10} {:>10} {:>8}", "ITEM", "STATE", "LEFT", "SOLD", "SEEDED", "OUTBOX");
+    let mut text = format!(
+        "{:<32} {:<12} {:>10} {:>10} {:>10} {:>8}",
+        "ITEM", "STATE", "LEFT", "SOLD", "SEEDED", "OUTBOX"
+    );
     for line in lines {
         let Line { item, state, left, sold, seeded, outbox, error, .. } = line;
         text.push_str(&format!("\n{item:<32} {state:<12} {left:>10} {sold:>10} {seeded:>10} {outbox:>8}"));
@@ -115,12 +118,16 @@ async fn line(world: &World, item: &Item) -> Line {
     let known = async { Ok((world.stock.books(item).await?, world.stock.outbox(item).await?)) };
     let known: Result<_, crate::stock::StockError> = known.await;
     match known {
-        Err(error) => Line { item: name, state: "unavailable", error: Some(error.to_string()), ..Line::default() },
+        Err(error) => {
+            Line { item: name, state: "unavailable", error: Some(error.to_string()), ..Line::default() }
+        }
         Ok((books, outbox)) => {
             let outbox_sales = outbox.sales();
             let error = outbox.unreadable.into_iter().next();
             match books.into_iter().next() {
-                None => Line { item: name, state: "not_on_sale", outbox: outbox_sales, error, ..Line::default() },
+                None => {
+                    Line { item: name, state: "not_on_sale", outbox: outbox_sales, error, ..Line::default() }
+                }
                 Some(book) => Line {
                     item: name,
                     state: match (book.on_sale, book.left) {

@@ -38,7 +38,12 @@ pub struct Announcer {
 
 impl Announcer {
     /// An announcer that has seen nothing yet.
-    pub fn new(shop: &Arc<Shop>, stock: &Arc<dyn Stock>, journal: &Arc<dyn Journal>, metrics: &Metrics) -> Self {
+    pub fn new(
+        shop: &Arc<Shop>,
+        stock: &Arc<dyn Stock>,
+        journal: &Arc<dyn Journal>,
+        metrics: &Metrics,
+    ) -> Self {
         Self {
             shop: Arc::clone(shop),
             stock: Arc::clone(stock),
@@ -85,7 +90,11 @@ impl Announcer {
                 let due = seen.elapsed() >= GRACE && self.journal.ready().is_ok() && !till.has(batch.id);
                 if due && announced < ANNOUNCED_AT_ONCE {
                     announced += 1;
-                    log::info!("{item}: announcing {} sales of batch {} again", batch.attempts.len(), batch.id);
+                    log::info!(
+                        "{item}: announcing {} sales of batch {} again",
+                        batch.attempts.len(),
+                        batch.id
+                    );
                     till.announce(batch);
                 }
             }

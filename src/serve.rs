@@ -41,7 +41,9 @@ pub async fn serve(settings: Settings) -> ExitCode {
     if let (Some(opens), Some(closes)) = (window.opens_at, window.closes_at)
         && closes <= opens
     {
-        return usage("SECKILL_CLOSES_AT: the sale would close before it opens; give a time after SECKILL_OPENS_AT");
+        return usage(
+            "SECKILL_CLOSES_AT: the sale would close before it opens; give a time after SECKILL_OPENS_AT",
+        );
     }
     let buyers = match bind("SECKILL_LISTEN", settings.listen) {
         Ok(listener) => listener,
@@ -61,12 +63,7 @@ pub async fn serve(settings: Settings) -> ExitCode {
     }
 }
 
-async fn run(
-    window: Window,
-    world: World,
-    buyers: TcpListener,
-    ops: TcpListener,
-) -> Result<(), String> {
+async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener) -> Result<(), String> {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).map_err(|error| error.to_string())?;
     let shop = Shop::open(
@@ -84,9 +81,12 @@ async fn run(
     let draining = Arc::new(AtomicBool::new(false));
     let ready = {
         let (shop, draining) = (Arc::clone(&shop), Arc::clone(&draining));
-        Arc::new(move || if draining.load(Ordering::Acquire) { Err("draining".to_owned()) } else { shop.ready() })
+        Arc::new(
+            move || if draining.load(Ordering::Acquire) { Err("draining".to_owned()) } else { shop.ready() },
+        )
     };
-    let describe = |listener: &TcpListener| listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let describe =
+        |listener: &TcpListener| listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
     log::info!("selling on http://{}, ops on http://{}", describe(&buyers), describe(&ops));
     let ops = consumer::ops::serve(ops, registry, ready).map_err(|error| error.to_string())?;
     let ops_handle = ops.handle();
@@ -170,12 +170,15 @@ fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, String> {
         socket.listen(BACKLOG)?;
         std::io::Result::Ok(socket.into())
     };
-    bound().map_err(|error| format!("{variable}={address}: {error}; stop what listens there, or give another address"))
+    bound().map_err(|error| {
+        format!("{variable}={address}: {error}; stop what listens there, or give another address")
+    })
 }
 
 /// SIGTERM or SIGINT.
 async fn terminated() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };

@@ -133,7 +133,9 @@ impl Shop {
             Err(refusal) => return refusal,
         };
         // A winner who asks again must hear of the order whatever the gate says.
-        if key.is_none() && let Gate::Shut(refusal) = till.gate() {
+        if key.is_none()
+            && let Gate::Shut(refusal) = till.gate()
+        {
             return refusal;
         }
         let attempt = Attempt { order: Uuid::now_v7(), name: key.map(|key| format!("k:{key}")) };
@@ -256,9 +258,9 @@ impl Shop {
     async fn open_till(&self, item: Item) -> Arc<Till> {
         let till = {
             let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
-            let till = others.entry(item.clone()).or_insert_with(|| {
-                Till::open(item, &self.stock, &self.journal, self.window, &self.metrics)
-            });
+            let till = others
+                .entry(item.clone())
+                .or_insert_with(|| Till::open(item, &self.stock, &self.journal, self.window, &self.metrics));
             Arc::clone(till)
         };
         till.refreshed().await;

@@ -62,7 +62,7 @@ pub struct Call {
     pub id: Uuid,
     /// The epoch to adopt if the counter has no book yet.
     pub offer: Uuid,
-    /// The moment of sale, by this node's clock.
+    /// The moment of sale, by this node's clock, to the microsecond ([`moment`]).
     pub at: Timestamp,
     /// Whether units may be taken; without it attempts are only looked up.
     pub taking: bool,
@@ -77,6 +77,13 @@ pub const MAX_ATTEMPTS: usize = 512;
 
 /// Settles a call: enough for all that can be acknowledged in a refresh interval.
 pub const MAX_SETTLED: usize = 1000;
+
+/// Now, as exactly as messages and ledger keep it.
+#[must_use]
+pub fn moment() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}
 
 /// What one call brought.
 #[derive(Debug, Clone, Default)]
@@ -191,7 +198,8 @@ impl Batch {
         let attempts = lines
             .lines()
             .map(|line| {
-                let (order, name) = line.split_once(' ').map_or((line, None), |(order, name)| (order, Some(name)));
+                let (order, name) =
+                    line.split_once(' ').map_or((line, None), |(order, name)| (order, Some(name)));
                 let order = order.parse().map_err(|_| format!("{order:?} is not an order"))?;
                 Ok(Attempt { order, name: name.map(str::to_owned) })
             })

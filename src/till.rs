@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -20,7 +19,9 @@ use crate::item::Item;
 use crate::journal::{Delivery, Journal, Receipt};
 use crate::metrics::Metrics;
 use crate::shop::{Purchase, View};
-use crate::stock::{Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
+use crate::stock::{
+    Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError, moment,
+};
 
 /// Success is told at most this long after the stock was asked for what vouches for it; later
 /// the books may have been reopened without it.
@@ -324,7 +325,7 @@ impl Till {
         let call = Call {
             id: Uuid::now_v7(),
             offer: Uuid::now_v7(),
-            at: Timestamp::now(),
+            at: moment(),
             taking: not_taken.is_none(),
             attempts,
             settled,

@@ -108,11 +108,15 @@ impl World {
     }
 
     async fn embedded(settings: &Settings, purpose: Purpose) -> Result<Self, WorldError> {
-        let failed = |why: String| WorldError::Failed(format!("SECKILL_DATA={}: {why}", settings.data.display()));
-        let file = SqliteFile::open(&settings.data, purpose != Purpose::Read).await.map_err(|error| match error {
-            FileError::Config(error) => WorldError::Config(error),
-            FileError::Failed(why) => WorldError::Failed(why),
-        })?;
+        let failed =
+            |why: String| WorldError::Failed(format!("SECKILL_DATA={}: {why}", settings.data.display()));
+        let file =
+            SqliteFile::open(&settings.data, purpose != Purpose::Read).await.map_err(
+                |error| match error {
+                    FileError::Config(error) => WorldError::Config(error),
+                    FileError::Failed(why) => WorldError::Failed(why),
+                },
+            )?;
         let lock = (purpose == Purpose::Serve).then(|| Lock::take(&settings.data).map(Arc::new)).transpose();
         let lock = lock.map_err(WorldError::Failed)?;
         let journal = Arc::new(SqliteJournal::new(file.clone()));
@@ -164,7 +168,11 @@ impl Lock {
         path.push(".lock");
         let path = PathBuf::from(path);
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| {
-            format!("SECKILL_DATA={}: {}: {error}; its folder must exist and be writable", data.display(), path.display())
+            format!(
+                "SECKILL_DATA={}: {}: {error}; its folder must exist and be writable",
+                data.display(),
+                path.display()
+            )
         })?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),

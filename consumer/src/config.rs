@@ -17,15 +17,33 @@ pub const EXIT_USAGE: u8 = 64;
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
     /// Address for buyers
-    #[arg(long, global = true, env = "SECKILL_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3030")]
+    #[arg(
+        long,
+        global = true,
+        env = "SECKILL_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:3030"
+    )]
     pub listen: SocketAddr,
 
     /// Address for ops: /livez, /readyz, /metrics
-    #[arg(long, global = true, env = "SECKILL_OPS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3031")]
+    #[arg(
+        long,
+        global = true,
+        env = "SECKILL_OPS_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:3031"
+    )]
     pub ops_listen: SocketAddr,
 
     /// The consumer's own address for ops
-    #[arg(long, global = true, env = "SECKILL_CONSUMER_OPS_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:3032")]
+    #[arg(
+        long,
+        global = true,
+        env = "SECKILL_CONSUMER_OPS_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:3032"
+    )]
     pub consumer_ops_listen: SocketAddr,
 
     /// Kafka topic that carries the sales; made when missing
@@ -155,10 +173,7 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
     let value = match (value.filter(|value| !value.is_empty()), std::env::var_os(&file)) {
         (Some(value), _) => Some(value),
         (None, Some(path)) => Some(std::fs::read_to_string(&path).map_err(|error| {
-            ConfigError(format!(
-                "{file}={}: {error}; name a file that this user may read",
-                path.display()
-            ))
+            ConfigError(format!("{file}={}: {error}; name a file that this user may read", path.display()))
         })?),
         (None, None) => None,
     };
@@ -187,11 +202,13 @@ pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, Exit
     Ok(parsed)
 }
 
-/// Sends the log to stderr: ours from `info` on, the libraries' from `warn` on, unless `RUST_LOG`
+/// Sends the log to stderr: ours from `info` on, the libraries' from `warn` on (sqlx's own
+/// from `error` on: it warns of waiting, which is ours to tell), unless `RUST_LOG`
 /// says otherwise.
 pub fn log_to_stderr() {
-    let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=warn,actix_server=warn";
-    let started = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(quiet)).try_init();
+    let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=error,actix_server=warn";
+    let started =
+        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(quiet)).try_init();
     // A second logger in one process, as tests may have, changes nothing.
     drop(started);
 }
@@ -227,10 +244,10 @@ pub fn failure(message: &dyn std::fmt::Display) -> ExitCode {
 fn one_line<P: Parser>(error: &clap::Error) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
         _ => None,
     };
-    if let (Some(argument), Some(value)) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue))
-    {
+    if let (Some(argument), Some(value)) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue)) {
         let long = argument.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default().to_owned();
         let command = P::command();
         let name = command
@@ -238,9 +255,19 @@ fn one_line<P: Parser>(error: &clap::Error) -> String {
             .find(|known| known.get_long() == Some(&long))
             .and_then(|known| known.get_env())
             .filter(|name| std::env::var(name).is_ok_and(|set| set == value))
-            .map_or_else(|| format!("--{long}"), |name| name.to_string_lossy().into_owned());
-        let why = std::error::Error::source(error).map_or_else(|| error.kind().to_string(), ToString::to_string);
-        return format!("{name}={value}: {why}");
+            .map_or_else(
+                || argument.split([' ', '=']).next().unwrap_or_default().to_owned(),
+                |name| name.to_string_lossy().into_owned(),
+            );
+        return match std::error::Error::source(error) {
+            Some(why) => format!("{name}={value}: {why}"),
+            None if value.is_empty() => format!("{name}: give a value"),
+            None => format!("{name}={value}: {}", error.kind()),
+        };
+    }
+    if let (ErrorKind::MissingRequiredArgument, Some(missing)) = (error.kind(), text(ContextKind::InvalidArg))
+    {
+        return format!("{missing} is missing; see --help");
     }
     let whole = error.to_string();
     let first = whole.lines().next().unwrap_or_default().trim_start_matches("error: ");
@@ -265,7 +292,11 @@ fn topic(text: &str) -> Result<String, String> {
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && text != "."
         && text != "..";
-    if fits { Ok(text.to_owned()) } else { Err("give 1 to 200 of the characters a-z, A-Z, 0-9, '.', '_', '-'".into()) }
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("give 1 to 200 of the characters a-z, A-Z, 0-9, '.', '_', '-'".into())
+    }
 }
 
 /// Unix milliseconds of an RFC 3339 time, or of `+30s`, `+5m`, `+1h` from now.
@@ -283,4 +314,49 @@ fn moment(text: &str) -> Result<i64, String> {
         return Ok(jiff::Timestamp::now().as_millisecond() + millis);
     }
     text.parse::<jiff::Timestamp>().map(|at| at.as_millisecond()).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Seed {
+        units: u64,
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn mistake(arguments: &[&str]) -> String {
+        let arguments = std::iter::once("seed").chain(arguments.iter().copied());
+        one_line::<Seed>(&Seed::try_parse_from(arguments).expect_err("a mistake"))
+    }
+
+    #[test]
+    fn every_mistake_is_one_line_that_says_where() {
+        assert_eq!(mistake(&["many"]), "<UNITS>=many: invalid digit found in string");
+        assert_eq!(mistake(&[]), "<UNITS> is missing; see --help");
+        assert_eq!(mistake(&["1", "--data"]), "--data: give a value");
+        assert_eq!(mistake(&["1", "--nonsense"]), "unexpected argument '--nonsense' found; see --help");
+        let line = mistake(&["1", "--opens-at=-5m"]);
+        assert!(line.starts_with("--opens-at=-5m: give a time such as "), "{line}");
+    }
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(moment("2026-11-11T20:00:00+08:00"), Ok(1_794_398_400_000));
+        let ahead = moment("+5m").expect("a time") - jiff::Timestamp::now().as_millisecond();
+        assert!((290_000..=300_000).contains(&ahead), "{ahead}");
+        for wrong in ["", "+", "+5", "5m", "+-5m", "+5d", "tomorrow", "+99999999999h", "+五m", "2026-11-11"]
+        {
+            assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn help_names_every_secret() {
+        for (name, use_) in SECRETS {
+            assert!(AFTER_HELP.contains(name) && AFTER_HELP.contains(use_), "{name}");
+        }
+    }
 }

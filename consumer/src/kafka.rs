@@ -1,6 +1,7 @@
 //! What both programs ask of Kafka alike: a client's settings, the topic, its ends.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,9 @@ fn options(settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
     pairs
         .enumerate()
         .map(|(index, pair)| match pair.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+            Some((key, value)) if !key.trim().is_empty() => {
+                Ok((key.trim().to_owned(), value.trim().to_owned()))
+            }
             _ => Err(ConfigError(format!("SECKILL_KAFKA_OPTIONS: number {} is not key=value", index + 1))),
         })
         .collect()
@@ -113,13 +116,16 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
-/// Passes a line of librdkafka's on. A broker that cannot be reached is a debug line: whoever
-/// waits for it says so once, and librdkafka would every few seconds.
+/// Passes a line of librdkafka's on. That a broker cannot be reached, or does not answer, is a
+/// debug line: whoever waits for it says so once, and librdkafka would every few seconds.
 pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let level = match (level, facility) {
-        (_, "FAIL" | "ERROR") => log::Level::Debug,
+        (_, "FAIL" | "ERROR" | "REQTMOUT" | "SESSTMOUT" | "COMMITFAIL") => log::Level::Debug,
         (
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error,
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error,
             _,
         ) => log::Level::Error,
         (RDKafkaLogLevel::Warning, _) => log::Level::Warn,
@@ -140,7 +146,8 @@ pub async fn ensure_topic(settings: &Settings) -> Result<(), ReaderError> {
         return Ok(());
     }
     let brokers = watermarks.brokers().await?;
-    let replication = settings.kafka_replication.unwrap_or(if brokers >= SAFE_BROKERS { SAFE_BROKERS } else { 1 });
+    let replication =
+        settings.kafka_replication.unwrap_or(if brokers >= SAFE_BROKERS { SAFE_BROKERS } else { 1 });
     let mut wanted = NewTopic::new(topic, settings.kafka_partitions, TopicReplication::Fixed(replication))
         // The journal is what the ledger is made from: it is kept.
         .set("retention.ms", "-1");
@@ -148,15 +155,14 @@ pub async fn ensure_topic(settings: &Settings) -> Result<(), ReaderError> {
         // What was acknowledged stands on two of three.
         wanted = wanted.set("min.insync.replicas", "2");
     }
-    let admin: AdminClient<Quiet> =
-        create(&client(settings).map_err(|error| ReaderError::Foreign(error.0))?, Quiet)
-            .map_err(|error| ReaderError::Foreign(error.0))?;
+    let admin: Apart<AdminClient<Quiet>> = client(settings)
+        .and_then(|config| create(&config, Quiet))
+        .map(Apart::new)
+        .map_err(|error| ReaderError::Foreign(error.0))?;
     let options =
         AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN));
-    let made = admin.create_topics([&wanted], &options).await;
-    // Ending a client waits for its threads.
-    blocking(move || drop(admin)).await?;
-    match made.map_err(away)?.into_iter().next() {
+    let made = admin.create_topics([&wanted], &options).await.map_err(away)?;
+    match made.into_iter().next() {
         Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
         Some(Err((_, RDKafkaErrorCode::InvalidReplicationFactor))) => Err(ReaderError::Away(format!(
             "topic {topic} needs {replication} brokers and there are {brokers} (SECKILL_KAFKA_REPLICATION)"
@@ -175,7 +181,7 @@ pub async fn ensure_topic(settings: &Settings) -> Result<(), ReaderError> {
 /// Asks how far topics reach, outside of any group.
 #[derive(Clone)]
 pub struct Watermarks {
-    client: Arc<BaseConsumer<Quiet>>,
+    client: Arc<Apart<BaseConsumer<Quiet>>>,
 }
 
 impl Watermarks {
@@ -187,7 +193,7 @@ impl Watermarks {
         let mut config = client(settings)?;
         // To look is not to make.
         config.set("allow.auto.create.topics", "false");
-        Ok(Self { client: Arc::new(create(&config, Quiet)?) })
+        Ok(Self { client: Arc::new(Apart::new(create(&config, Quiet)?)) })
     }
 
     /// The end of every partition: the offset of the next message to come.
@@ -200,7 +206,7 @@ impl Watermarks {
         };
         let client = Arc::clone(&self.client);
         let topic = topic.to_owned();
-        let ends = blocking(move || watermarks(client.as_ref(), &topic, &partitions)).await??;
+        let ends = blocking(move || watermarks(&**client, &topic, &partitions)).await??;
         Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
     }
 
@@ -212,8 +218,11 @@ impl Watermarks {
             serve(&client);
             let metadata = client.fetch_metadata(Some(&topic), ANSWER_WITHIN).map_err(away)?;
             let found = metadata.topics().iter().find(|found| found.name() == topic);
-            let partitions: Vec<i32> =
-                found.into_iter().flat_map(|found| found.partitions()).map(|partition| partition.id()).collect();
+            let partitions: Vec<i32> = found
+                .into_iter()
+                .flat_map(|found| found.partitions())
+                .map(|partition| partition.id())
+                .collect();
             Ok(Some(partitions).filter(|partitions| !partitions.is_empty()))
         })
         .await?
@@ -232,6 +241,37 @@ impl Watermarks {
 impl std::fmt::Debug for Watermarks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Watermarks")
+    }
+}
+
+/// A client that ends on a thread of its own when it is dropped: librdkafka waits for its threads,
+/// and for the group's coordinator, which would hold up everything else.
+pub(crate) struct Apart<T: Send + 'static>(Option<T>);
+
+impl<T: Send + 'static> Apart<T> {
+    pub(crate) fn new(client: T) -> Self {
+        Self(Some(client))
+    }
+
+    /// Ends it here and now; blocks.
+    pub(crate) fn end(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl<T: Send + 'static> Deref for Apart<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().expect("taken by `end` and `drop` only, which have it to themselves")
+    }
+}
+
+impl<T: Send + 'static> Drop for Apart<T> {
+    fn drop(&mut self) {
+        if let Some(client) = self.0.take() {
+            std::thread::spawn(move || drop(client));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where sales are recorded for good, and the rule by which a message becomes a row.
 //!
-//! [`post`] holds the procedure, `statements` the SQL of it; [`mysql`] and [`sqlite`] connect,
+//! `post` holds the procedure, `statements` the SQL of it; [`mysql`] and [`sqlite`] connect,
 //! and say what an error of theirs means.
 
 pub mod mysql;
@@ -168,8 +168,8 @@ pub enum Verdict {
 #[must_use]
 pub fn judge(sale: &Sale, standing: &Sale) -> Verdict {
     let same_order = sale.order == standing.order;
-    let same_unit = (&sale.item, sale.epoch, sale.serial)
-        == (&standing.item, standing.epoch, standing.serial);
+    let same_unit =
+        (&sale.item, sale.epoch, sale.serial) == (&standing.item, standing.epoch, standing.serial);
     match (same_order, same_unit) {
         (true, true) => Verdict::Duplicate,
         (true, false) => Verdict::Conflict("order of another unit"),

@@ -100,10 +100,12 @@ async fn work(settings: &Settings) -> Result<ExitCode, Error> {
     let registry = Registry::new();
     let metrics = Metrics::new(&registry).map_err(|error| Error::Failed(error.to_string()))?;
     let address = settings.consumer_ops_listen;
-    let listener = TcpListener::bind(address)
-        .map_err(|error| Error::Failed(format!("SECKILL_CONSUMER_OPS_LISTEN={address}: {error}; name a free address")))?;
+    let listener = TcpListener::bind(address).map_err(|error| {
+        Error::Failed(format!("SECKILL_CONSUMER_OPS_LISTEN={address}: {error}; name a free address"))
+    })?;
     let health = Health::default();
-    let ops = ops::serve(listener, registry, health.ready()).map_err(|error| Error::Failed(error.to_string()))?;
+    let ops =
+        ops::serve(listener, registry, health.ready()).map_err(|error| Error::Failed(error.to_string()))?;
     let stop = stopped().map_err(|error| Error::Failed(error.to_string()))?;
     tokio::pin!(stop);
     let ended = tokio::select! {

@@ -25,7 +25,10 @@ impl Metrics {
     /// When they are registered there already.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let lag = IntGaugeVec::new(
-            Opts::new("seckill_consumer_lag_messages", "Messages in the journal that the ledger has not posted"),
+            Opts::new(
+                "seckill_consumer_lag_messages",
+                "Messages in the journal that the ledger has not posted",
+            ),
             &["topic", "partition"],
         )?;
         let sales = IntCounterVec::new(

@@ -118,8 +118,13 @@ where
 ///
 /// # Errors
 /// When a step cannot go on.
-pub async fn run(mut consumer: Consumer, health: Health, stop: impl Future<Output = Stop>) -> Result<(), StepError> {
+pub async fn run(
+    mut consumer: Consumer,
+    health: Health,
+    stop: impl Future<Output = Stop>,
+) -> Result<(), StepError> {
     let mut stop = pin!(stop);
+    let mut note = Noted { health, started: false };
     let how = loop {
         let mut step = pin!(consumer.step());
         tokio::select! {
@@ -128,11 +133,11 @@ pub async fn run(mut consumer: Consumer, health: Health, stop: impl Future<Outpu
                 // The step under way is not cut off: it may hold a batch.
                 let until = Instant::now() + FINISH_WITHIN;
                 if let Ok(done) = timeout_at(until, step).await {
-                    note(&health, &done?);
+                    note.step(&done?);
                 }
                 break how;
             }
-            done = &mut step => note(&health, &done?),
+            done = &mut step => note.step(&done?),
         }
     };
     if let Err(error) = finish(&mut consumer, how).await {
@@ -143,12 +148,24 @@ pub async fn run(mut consumer: Consumer, health: Health, stop: impl Future<Outpu
     Ok(())
 }
 
-fn note(health: &Health, step: &Step) {
-    match step {
-        Step::Away(why) => health.note(Some(why)),
-        // Says nothing of the servers.
-        Step::Moved => {}
-        Step::Started(_) | Step::Verified | Step::Posted(_) | Step::Quiet => health.note(None),
+/// Keeps the health up to date with the steps.
+struct Noted {
+    health: Health,
+    started: bool,
+}
+
+impl Noted {
+    fn step(&mut self, step: &Step) {
+        match step {
+            Step::Away(why) => self.health.note(Some(why)),
+            // Says nothing of the servers; nor does quiet before the first assignment.
+            Step::Moved => {}
+            Step::Quiet if !self.started => {}
+            Step::Started(_) | Step::Verified | Step::Posted(_) | Step::Quiet => {
+                self.started = true;
+                self.health.note(None);
+            }
+        }
     }
 }
 

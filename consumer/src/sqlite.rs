@@ -68,14 +68,19 @@ impl SqliteFile {
             _ => Path::new("."),
         };
         if !folder.is_dir() {
-            return Err(mistake(format!("{name}: there is no folder {}; make it, or name another", folder.display())));
+            return Err(mistake(format!(
+                "{name}: there is no folder {}; make it, or name another",
+                folder.display()
+            )));
         }
         let file = Self { path: path.to_owned(), turn: Arc::default() };
         match look(path).map_err(|error| FileError::Failed(format!("SECKILL_DATA={name}: {error}")))? {
             Found::Ours => {}
             Found::Nothing if create => {}
             Found::Nothing => {
-                return Err(mistake(format!("{name}: there is no such file; `seckill` makes it when it starts")));
+                return Err(mistake(format!(
+                    "{name}: there is no such file; `seckill` makes it when it starts"
+                )));
             }
             Found::Foreign => return Err(foreign(path)),
         }
@@ -115,16 +120,22 @@ impl SqliteFile {
     }
 
     async fn migrate(&self, create: bool) -> Result<(), FileError> {
-        let failed = |error: sqlx::Error| FileError::Failed(format!("SECKILL_DATA={}: {error}", self.path.display()));
+        let failed =
+            |error: sqlx::Error| FileError::Failed(format!("SECKILL_DATA={}: {error}", self.path.display()));
         let mut connection = self.options().create_if_missing(create).connect().await.map_err(failed)?;
         if !migrated(&mut connection).await.map_err(failed)? {
             // One transaction for all: of several programs that start at once one makes the tables,
             // and no other finds them half made.
             let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
-            let id: u32 = sqlx::query_scalar("pragma application_id").fetch_one(&mut *transaction).await.map_err(failed)?;
+            let id: u32 = sqlx::query_scalar("pragma application_id")
+                .fetch_one(&mut *transaction)
+                .await
+                .map_err(failed)?;
             if id != APPLICATION_ID {
-                let tables: i64 =
-                    sqlx::query_scalar("select count(*) from sqlite_master").fetch_one(&mut *transaction).await.map_err(failed)?;
+                let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_master")
+                    .fetch_one(&mut *transaction)
+                    .await
+                    .map_err(failed)?;
                 if id != 0 || tables != 0 {
                     return Err(foreign(&self.path));
                 }
@@ -151,23 +162,25 @@ impl SqliteFile {
 /// Whether the file is ours with every migration applied; writes nothing.
 async fn migrated(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
     let id: u32 = sqlx::query_scalar("pragma application_id").fetch_one(&mut *connection).await?;
-    let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_master where name = '_sqlx_migrations'")
-        .fetch_one(&mut *connection)
-        .await?;
+    let tables: i64 =
+        sqlx::query_scalar("select count(*) from sqlite_master where name = '_sqlx_migrations'")
+            .fetch_one(&mut *connection)
+            .await?;
     if id != APPLICATION_ID || tables == 0 {
         return Ok(false);
     }
-    let applied =
-        sqlx::query("select version, checksum from _sqlx_migrations where success").fetch_all(connection).await?;
+    let applied = sqlx::query("select version, checksum from _sqlx_migrations where success")
+        .fetch_all(connection)
+        .await?;
     let mut known = Vec::new();
     for row in &applied {
         known.push((row.try_get::<i64, _>("version")?, row.try_get::<Vec<u8>, _>("checksum")?));
     }
     // Also not one more: a newer version may have changed what ours means.
     Ok(known.len() == MIGRATIONS.iter().count()
-        && MIGRATIONS
-            .iter()
-            .all(|wanted| known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)))
+        && MIGRATIONS.iter().all(|wanted| {
+            known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)
+        }))
 }
 
 enum Found {

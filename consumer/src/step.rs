@@ -177,7 +177,11 @@ impl Consumer {
     async fn start(&mut self) -> Result<Step, Trouble> {
         self.checkpoints = self.ledger.checkpoints(&self.topic).await?;
         self.checkpoints.retain(|partition, _| self.assigned.contains(partition));
-        let from = self.checkpoints.iter().map(|(partition, checkpoint)| (*partition, checkpoint.next - 1)).collect();
+        let from = self
+            .checkpoints
+            .iter()
+            .map(|(partition, checkpoint)| (*partition, checkpoint.next - 1))
+            .collect();
         self.reader.start(&from).await?;
         self.unverified = self.checkpoints.clone();
         self.started = true;
@@ -234,7 +238,8 @@ impl Consumer {
         if let Some(first) = messages.first()
             && let Some(checkpoint) = self.unverified.get(&partition)
         {
-            let same = first.offset == checkpoint.next - 1 && fingerprint(&first.value) == checkpoint.fingerprint;
+            let same =
+                first.offset == checkpoint.next - 1 && fingerprint(&first.value) == checkpoint.fingerprint;
             if !same {
                 return Err(Trouble::Fatal(self.another(partition, first, checkpoint)));
             }
@@ -306,14 +311,17 @@ impl Consumer {
     }
 
     async fn report(&mut self) {
-        let next = self.checkpoints.iter().map(|(partition, checkpoint)| (*partition, checkpoint.next)).collect();
+        let next =
+            self.checkpoints.iter().map(|(partition, checkpoint)| (*partition, checkpoint.next)).collect();
         self.reader.report(&next).await;
         self.reported = Some(Instant::now());
     }
 
     async fn measure(&mut self) {
         match self.reader.ends().await {
-            Ok(ends) => self.lag.show(&ends, |partition| self.checkpoints.get(&partition).map_or(0, |known| known.next)),
+            Ok(ends) => self
+                .lag
+                .show(&ends, |partition| self.checkpoints.get(&partition).map_or(0, |known| known.next)),
             Err(error) => log::debug!("the lag is not known: {error}"),
         }
         self.measured = Some(Instant::now());

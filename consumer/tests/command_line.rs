@@ -54,7 +54,9 @@ fn a_bad_value_is_one_line_that_names_the_variable() {
 
 #[test]
 fn wrong_usage_is_one_line() {
-    for arguments in [&["--nonsense"][..], &["nonsense"], &["migrate", "--nonsense"], &["migrate", "more"], &["--stock"]] {
+    for arguments in
+        [&["--nonsense"][..], &["nonsense"], &["migrate", "--nonsense"], &["migrate", "more"], &["--stock"]]
+    {
         let line = mistake(arguments, &[]);
         assert!(line.starts_with("error: "), "{line}");
     }
@@ -69,7 +71,8 @@ fn a_missing_address_is_named() {
 
 #[test]
 fn secrets_are_not_repeated() {
-    let addresses = [("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"), ("SECKILL_DATABASE_URL", "mysql://u:p@127.0.0.1:1/d")];
+    let addresses =
+        [("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"), ("SECKILL_DATABASE_URL", "mysql://u:p@127.0.0.1:1/d")];
     for options in ["hunter2", "no.such.option=hunter2", "security.protocol=hunter2", "=hunter2"] {
         let line = mistake(&[], &[&addresses[..], &[("SECKILL_KAFKA_OPTIONS", options)]].concat());
         assert!(line.contains("SECKILL_KAFKA_OPTIONS") && !line.contains("hunter2"), "{line}");
@@ -96,7 +99,10 @@ fn a_secret_may_come_from_a_file() {
     std::fs::write(&file, "hunter2\n").expect("written");
     let file = file.to_string_lossy();
     assert!(mistake(&["migrate"], &[("SECKILL_DATABASE_URL_FILE", &file)]).contains("give an address"));
-    assert!(mistake(&["migrate"], &[("SECKILL_DATABASE_URL_FILE", "/none")]).contains("SECKILL_DATABASE_URL_FILE=/none"));
+    assert!(
+        mistake(&["migrate"], &[("SECKILL_DATABASE_URL_FILE", "/none")])
+            .contains("SECKILL_DATABASE_URL_FILE=/none")
+    );
 }
 
 #[test]

@@ -150,18 +150,18 @@ async fn brokers_that_go_away_are_waited_for() {
     assigned(&mut reader, &BTreeMap::new(), any).await;
     assert_eq!(messages(&mut reader, 2).await.len(), 2);
     cluster.broker_down(-1).expect("down");
-    timeout(SOON, async {
-        while !matches!(reader.read(10, SHORT).await, Err(ReaderError::Away(_))) {}
-    })
-    .await
-    .expect("noticed");
+    timeout(SOON, async { while !matches!(reader.read(10, SHORT).await, Err(ReaderError::Away(_))) {} })
+        .await
+        .expect("noticed");
     cluster.broker_up(-1).expect("up");
     produce(&brokers, &settings.kafka_topic, 0, &numbered(2)).await;
     timeout(SOON, async {
         let mut offsets = Vec::new();
         while offsets.len() < 2 {
             match reader.read(10, SHORT).await {
-                Ok(Read::Messages(messages)) => offsets.extend(messages[&0].iter().map(|message| message.offset)),
+                Ok(Read::Messages(messages)) => {
+                    offsets.extend(messages[&0].iter().map(|message| message.offset))
+                }
                 // The group may have begun anew.
                 Ok(Read::Assigned(partitions)) if !partitions.is_empty() => {
                     while reader.start(&BTreeMap::from([(0, 1)])).await.is_err() {}
@@ -191,7 +191,9 @@ async fn poison_is_put_aside_and_the_rest_recorded_also_after_a_restart() {
         let metrics = Metrics::new(&Registry::new()).expect("registered");
         let mut consumer = Consumer::new(Box::new(reader(&settings)), ledger.clone(), metrics);
         timeout(SOON, async {
-            while ledger.serials("counter", EPOCH).await.expect("read").len() < usize::try_from(recorded).expect("small") {
+            while ledger.serials("counter", EPOCH).await.expect("read").len()
+                < usize::try_from(recorded).expect("small")
+            {
                 if let Step::Posted(posted) = consumer.step().await.expect("a step") {
                     assert_eq!((posted.duplicate, posted.conflict), (0, 0));
                 }

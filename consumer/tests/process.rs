@@ -22,7 +22,8 @@ struct Running {
 
 impl Running {
     fn start(settings: &Settings, brokers: &str, database: &str) -> Self {
-        let ops = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").to_string();
+        let ops =
+            TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").to_string();
         let child = Command::new(env!("CARGO_BIN_EXE_consumer"))
             .env("SECKILL_KAFKA_BROKERS", brokers)
             .env("SECKILL_DATABASE_URL", database)

@@ -55,7 +55,8 @@ impl Drop for Topic {
     fn drop(&mut self) {
         let (brokers, name) = (self.brokers.clone(), self.name().to_owned());
         let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(delete_topic(&brokers, &name));
         })
         .join();
@@ -75,7 +76,8 @@ async fn the_topic_is_made_once_and_kept_for_ever() {
     let ends = Watermarks::new(&topic.settings).expect("a client").ends(topic.name()).await.expect("ends");
     assert_eq!(ends, (0..4).map(|partition| (partition, 0)).collect());
     let resource = [ResourceSpecifier::Topic(topic.name())];
-    let configs = admin(&topic.brokers).describe_configs(&resource, &AdminOptions::new()).await.expect("asked");
+    let configs =
+        admin(&topic.brokers).describe_configs(&resource, &AdminOptions::new()).await.expect("asked");
     let config = configs[0].as_ref().expect("described");
     assert_eq!(config.get("retention.ms").and_then(|entry| entry.value.clone()).as_deref(), Some("-1"));
 }

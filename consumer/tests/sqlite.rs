@@ -57,7 +57,10 @@ async fn a_file_that_is_not_ours_is_not_touched() {
     for path in [&text, &short] {
         let before = std::fs::read(path).expect("read");
         let error = mistake(SqliteFile::open(path, true).await.expect_err("not ours"));
-        assert!(error.starts_with("SECKILL_DATA=") && error.contains("not a file of this program"), "{error}");
+        assert!(
+            error.starts_with("SECKILL_DATA=") && error.contains("not a file of this program"),
+            "{error}"
+        );
         assert_eq!(std::fs::read(path).expect("read"), before);
     }
     assert_eq!(std::fs::read_dir(folder.path()).expect("listed").count(), 2, "nothing was put beside them");
@@ -86,8 +89,11 @@ async fn an_empty_file_is_new() {
 async fn several_may_make_it_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("seckill.db");
-    let (one, two, three) =
-        tokio::join!(SqliteFile::open(&path, true), SqliteFile::open(&path, true), SqliteFile::open(&path, true));
+    let (one, two, three) = tokio::join!(
+        SqliteFile::open(&path, true),
+        SqliteFile::open(&path, true),
+        SqliteFile::open(&path, true)
+    );
     for opened in [one, two, three] {
         let mut connection = opened.expect("opened").connect(Synchronous::Full).await.expect("a connection");
         append_next(&mut connection).await;
@@ -95,7 +101,10 @@ async fn several_may_make_it_at_once() {
 }
 
 async fn append_next(connection: &mut SqliteConnection) {
-    sqlx::query("insert into journal (kind, value) values ('seed', '{}')").execute(connection).await.expect("appended");
+    sqlx::query("insert into journal (kind, value) values ('seed', '{}')")
+        .execute(connection)
+        .await
+        .expect("appended");
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ use uuid::Uuid;
 
 type Shared<T> = Arc<Mutex<T>>;
 
+/// A part as tests compare it: partition, expected checkpoint, offsets.
+type Posting = (i32, Option<i64>, Vec<i64>);
+
 /// What happened, in order.
 #[derive(Default)]
 struct Script {
@@ -28,6 +31,7 @@ struct Script {
     reports: Vec<BTreeMap<i32, i64>>,
     posts: Vec<Batch>,
     answers: VecDeque<LedgerError>,
+    slow: Option<Duration>,
     checkpoints: BTreeMap<i32, Checkpoint>,
     closed: bool,
 }
@@ -83,6 +87,8 @@ impl Ledger for FakeLedger {
     }
 
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError> {
+        let slow = self.0.lock().expect("the script").slow.take();
+        tokio::time::sleep(slow.unwrap_or_default()).await;
         let mut script = self.0.lock().expect("the script");
         script.posts.push(batch.clone());
         if let Some(error) = script.answers.pop_front() {
@@ -133,7 +139,9 @@ fn stage(reads: Vec<Read>, next: &[(i32, i64)]) -> Stage {
         script.reads = reads.into();
         script.checkpoints = next
             .iter()
-            .map(|(partition, next)| (*partition, Checkpoint { next: *next, fingerprint: fingerprint(&value(*next - 1)) }))
+            .map(|(partition, next)| {
+                (*partition, Checkpoint { next: *next, fingerprint: fingerprint(&value(*next - 1)) })
+            })
             .collect();
     }
     let registry = Registry::new();
@@ -159,7 +167,7 @@ impl Stage {
         self.consumer.step().await.expect("a step")
     }
 
-    fn posts(&self) -> Vec<Vec<(i32, Option<i64>, Vec<i64>)>> {
+    fn posts(&self) -> Vec<Vec<Posting>> {
         let script = self.script.lock().expect("the script");
         let part = |part: &consumer::ledger::Part| {
             (part.partition, part.from, part.messages.iter().map(|message| message.offset).collect())
@@ -196,7 +204,8 @@ async fn the_message_before_the_checkpoint_alone_is_no_batch() {
 
 #[tokio::test(start_paused = true)]
 async fn another_message_before_the_checkpoint_stops() {
-    let other = Read::Messages(BTreeMap::from([(0, vec![Message { offset: 4, value: b"another".to_vec() }])]));
+    let other =
+        Read::Messages(BTreeMap::from([(0, vec![Message { offset: 4, value: b"another".to_vec() }])]));
     for (read, why) in [(other, "recreated"), (messages(0, 5..6), "retention")] {
         let mut stage = stage(vec![Read::Assigned(vec![0]), read], &[(0, 5)]);
         stage.step().await;
@@ -227,6 +236,16 @@ async fn while_the_ledger_is_away_the_batch_is_kept() {
     assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 3));
     assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 1));
     assert!(!stage.consumer.in_hand());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_is_dropped_is_done_again() {
+    let mut stage = stage(vec![Read::Assigned(vec![0]), messages(0, 0..3)], &[]);
+    stage.step().await;
+    stage.script.lock().expect("the script").slow = Some(Duration::from_secs(9));
+    assert!(tokio::time::timeout(Duration::from_secs(1), stage.consumer.step()).await.is_err());
+    assert!(stage.consumer.in_hand());
+    assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 3));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! The words of every answer: its code, its status, its sentence in two languages.
 
-use actix_web::http::header::{self, AcceptLanguage, Header as _};
 use actix_web::http::StatusCode;
+use actix_web::http::header::{self, AcceptLanguage, Header as _};
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::json;
 

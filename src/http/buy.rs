@@ -23,7 +23,11 @@ struct Body {
     order: Option<Uuid>,
 }
 
-pub(super) async fn buy(request: HttpRequest, query: web::Query<Query>, front: web::Data<Front>) -> HttpResponse {
+pub(super) async fn buy(
+    request: HttpRequest,
+    query: web::Query<Query>,
+    front: web::Data<Front>,
+) -> HttpResponse {
     let started = Instant::now();
     let (code, answer) = attempt(&request, &query, &front).await;
     front.metrics.attempts.with_label_values(&[code.name()]).inc();
@@ -32,13 +36,14 @@ pub(super) async fn buy(request: HttpRequest, query: web::Query<Query>, front: w
 }
 
 async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, HttpResponse) {
-    let item = match query.item(request) {
+    let malformed = |why: &str| (Code::BadRequest, problem(request, Code::BadRequest, Some(why)));
+    let item = match query.item() {
         Ok(item) => item,
-        Err(refusal) => return (Code::BadRequest, refusal),
+        Err(why) => return malformed(&why),
     };
     let key = match idempotency_key(request) {
         Ok(key) => key,
-        Err(why) => return (Code::BadRequest, problem(request, Code::BadRequest, Some(why))),
+        Err(why) => return malformed(why),
     };
     let (code, num, order) = match front.shop.buy(&item, key).await {
         Purchase::Bought { order, left } => (Code::Success, Some(left), Some(order)),

@@ -5,6 +5,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::answer::{Code, problem};
 use super::{Front, Query};
 use crate::gate::now_ms;
 use crate::shop::State;
@@ -24,10 +25,14 @@ struct Body {
     next_poll_ms: u64,
 }
 
-pub(super) async fn count(request: HttpRequest, query: web::Query<Query>, front: web::Data<Front>) -> HttpResponse {
-    let item = match query.item(&request) {
+pub(super) async fn count(
+    request: HttpRequest,
+    query: web::Query<Query>,
+    front: web::Data<Front>,
+) -> HttpResponse {
+    let item = match query.item() {
         Ok(item) => item,
-        Err(refusal) => return refusal,
+        Err(why) => return problem(&request, Code::BadRequest, Some(&why)),
     };
     let view = front.shop.view(&item).await;
     HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "public, max-age=1")).json(Body {

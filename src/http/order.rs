@@ -9,7 +9,11 @@ use super::Front;
 use super::answer::{Code, problem};
 use crate::shop::OrderStatus;
 
-pub(super) async fn order(request: HttpRequest, path: web::Path<String>, front: web::Data<Front>) -> HttpResponse {
+pub(super) async fn order(
+    request: HttpRequest,
+    path: web::Path<String>,
+    front: web::Data<Front>,
+) -> HttpResponse {
     let Ok(order) = Uuid::try_parse(&path) else {
         return problem(&request, Code::BadRequest, Some("an order is a UUID"));
     };
@@ -17,7 +21,9 @@ pub(super) async fn order(request: HttpRequest, path: web::Path<String>, front: 
         OrderStatus::Pending => "pending",
         OrderStatus::Accepted => "accepted",
         OrderStatus::Recorded => "recorded",
-        OrderStatus::Unknown => return problem(&request, Code::NotFound, Some("this order did not come about")),
+        OrderStatus::Unknown => {
+            return problem(&request, Code::NotFound, Some("this order did not come about"));
+        }
     };
     HttpResponse::Ok()
         .insert_header((header::CACHE_CONTROL, "no-store"))

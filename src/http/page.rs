@@ -14,7 +14,10 @@ const FILES: [(&str, &str, &[u8]); 4] = [
 pub(super) fn routes(app: &mut web::ServiceConfig) {
     for (path, kind, bytes) in FILES {
         let answer = move || async move {
-            HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "no-cache")).content_type(kind).body(bytes)
+            HttpResponse::Ok()
+                .insert_header((header::CACHE_CONTROL, "no-cache"))
+                .content_type(kind)
+                .body(bytes)
         };
         app.service(super::resource(path).route(web::get().to(answer)).route(web::head().to(answer)));
     }

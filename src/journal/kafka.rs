@@ -97,7 +97,13 @@ impl KafkaJournal {
             fatal: AtomicBool::new(false),
         });
         let producer = make(&config, &health).map_err(|error| format!("SECKILL_KAFKA_OPTIONS: {error}"))?;
-        Ok(Self { settings: settings.clone(), config, producer: RwLock::new(Arc::new(producer)), health, watermarks: OnceCell::new() })
+        Ok(Self {
+            settings: settings.clone(),
+            config,
+            producer: RwLock::new(Arc::new(producer)),
+            health,
+            watermarks: OnceCell::new(),
+        })
     }
 
     /// Makes the topic when it is missing, and finds out whether Kafka is there, for ever.
@@ -130,7 +136,10 @@ impl KafkaJournal {
         }
         let (producer, topic) = (self.producer(), self.settings.kafka_topic.clone());
         let answer = tokio::task::spawn_blocking(move || {
-            let metadata = producer.client().fetch_metadata(Some(&topic), PROBE_WITHIN).map_err(|error| error.to_string())?;
+            let metadata = producer
+                .client()
+                .fetch_metadata(Some(&topic), PROBE_WITHIN)
+                .map_err(|error| error.to_string())?;
             match metadata.topics().iter().find(|found| found.name() == topic) {
                 Some(found) if found.error().is_some() || found.partitions().is_empty() => Ok(None),
                 Some(found) => match found.partitions().iter().find(|partition| partition.leader() < 0) {
@@ -190,7 +199,8 @@ impl Journal for KafkaJournal {
             let slip = Box::new(Slip { receipt: Arc::clone(&receipt), index });
             let key = sale.order.to_string();
             let value = sale.to_json().unwrap_or_default();
-            let record = BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(&key).payload(&value);
+            let record =
+                BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(&key).payload(&value);
             if let Err((error, record)) = producer.send(record) {
                 log::debug!("order {key} stays in the outbox: {error}");
                 self.health.end(false);
@@ -252,7 +262,8 @@ impl Health {
     }
 
     fn stalled(&self) -> bool {
-        let since = Duration::from_millis(self.now_ms().saturating_sub(self.progress_ms.load(Ordering::Acquire)));
+        let since =
+            Duration::from_millis(self.now_ms().saturating_sub(self.progress_ms.load(Ordering::Acquire)));
         self.waiting.load(Ordering::Acquire) > 0 && since > STALLED_AFTER
     }
 }

@@ -81,12 +81,14 @@ impl SqliteJournal {
         let mut entries = Vec::new();
         let mut next = from;
         loop {
-            let rows = sqlx::query(r#"select "offset", kind, value from journal where "offset" >= ? order by "offset" limit ?"#)
-                .bind(next)
-                .bind(READ_AT_ONCE)
-                .fetch_all(&mut *connection)
-                .await
-                .map_err(|error| error.to_string())?;
+            let rows = sqlx::query(
+                r#"select "offset", kind, value from journal where "offset" >= ? order by "offset" limit ?"#,
+            )
+            .bind(next)
+            .bind(READ_AT_ONCE)
+            .fetch_all(&mut *connection)
+            .await
+            .map_err(|error| error.to_string())?;
             let Some(last) = rows.last() else { return Ok(entries) };
             next = last.get::<i64, _>(0) + 1;
             for row in rows {
@@ -107,7 +109,8 @@ impl SqliteJournal {
     /// The offset is what makes it safe: whoever wrote there first, a seed by another process,
     /// is noticed because the row is taken.
     pub(crate) async fn write(&self, at: i64, sales: impl Iterator<Item = Sale>) -> Result<(), WriteError> {
-        let mut insert: QueryBuilder<Sqlite> = QueryBuilder::new(r#"insert into journal ("offset", kind, value) "#);
+        let mut insert: QueryBuilder<Sqlite> =
+            QueryBuilder::new(r#"insert into journal ("offset", kind, value) "#);
         insert.push_values((at..).zip(sales), |mut row, (offset, sale)| {
             let value = sale.to_json().ok().and_then(|json| String::from_utf8(json).ok()).unwrap_or_default();
             row.push_bind(offset).push_bind("sale").push_bind(value);
@@ -196,12 +199,11 @@ impl Journal for SqliteJournal {
     async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
-        let end: i64 = sqlx::query_scalar(
-            r#"select coalesce(max("offset"), -1) + 1 from journal where kind = 'sale'"#,
-        )
-        .fetch_one(connection)
-        .await
-        .map_err(|error| error.to_string())?;
+        let end: i64 =
+            sqlx::query_scalar(r#"select coalesce(max("offset"), -1) + 1 from journal where kind = 'sale'"#)
+                .fetch_one(connection)
+                .await
+                .map_err(|error| error.to_string())?;
         Ok(BTreeMap::from([(0, end)]))
     }
 

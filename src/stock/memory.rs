@@ -84,7 +84,8 @@ impl Shelves {
         }
         running.serial = running.serial.max(sale.serial);
         if let Some(name) = &sale.attempt {
-            let known = Known { order: sale.order, remaining: sale.remaining, batch: Uuid::nil(), open: false };
+            let known =
+                Known { order: sale.order, remaining: sale.remaining, batch: Uuid::nil(), open: false };
             running.attempts.insert(name.clone(), known);
         }
     }
@@ -130,7 +131,14 @@ impl Shelves {
             attempts: winners,
         });
         let sold = taken.as_ref().map_or(0, |batch| batch.attempts.len() as u64);
-        Reply { epoch: Some(running.epoch), left: Some(left - sold), open: 0, taken, outcomes, standing: Vec::new() }
+        Reply {
+            epoch: Some(running.epoch),
+            left: Some(left - sold),
+            open: 0,
+            taken,
+            outcomes,
+            standing: Vec::new(),
+        }
     }
 }
 
@@ -187,7 +195,9 @@ impl Stock for MemoryStock {
                     return Ok(reply);
                 }
                 // A seed came in between: see it and decide again.
-                Err(WriteError::Overtaken) => self.catch_up(&mut shelves).await.map_err(StockError::Refused)?,
+                Err(WriteError::Overtaken) => {
+                    self.catch_up(&mut shelves).await.map_err(StockError::Refused)?
+                }
                 Err(WriteError::Failed(error)) => {
                     return match self.look(&mut shelves, at, batch).await {
                         Ok(true) => Ok(reply),
@@ -219,12 +229,16 @@ impl Stock for MemoryStock {
 
     async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
         let seed = Seed { item: item.name().to_owned(), epoch, units, add: false, at: Timestamp::now() };
-        self.journal.seed(&seed).await.map_err(StockError::Silent)
+        self.journal.seed(&seed).await.map_err(StockError::Silent)?;
+        self.books(item).await.map(drop)
     }
 
     async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
-        let Some(book) = self.books(item).await?.into_iter().find(|book| book.on_sale) else { return Ok(None) };
-        let seed = Seed { item: item.name().to_owned(), epoch: book.epoch, units, add: true, at: Timestamp::now() };
+        let Some(book) = self.books(item).await?.into_iter().find(|book| book.on_sale) else {
+            return Ok(None);
+        };
+        let seed =
+            Seed { item: item.name().to_owned(), epoch: book.epoch, units, add: true, at: Timestamp::now() };
         self.journal.seed(&seed).await.map_err(StockError::Silent)?;
         Ok(self.books(item).await?.first().map(|book| book.left))
     }
@@ -234,5 +248,53 @@ impl Stock for MemoryStock {
         self.catch_up(&mut shelves).await.map_err(StockError::Refused)?;
         let Some(shelf) = shelves.items.get(item.name()) else { return Ok(Vec::new()) };
         Ok(std::iter::once(shelf.running.book(true)).chain(shelf.earlier.iter().cloned()).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stock::contract::{call, keeps_the_contract};
+    use consumer::sqlite::SqliteFile;
+
+    async fn stock(folder: &tempfile::TempDir) -> MemoryStock {
+        let file = SqliteFile::open(&folder.path().join("sale.db"), true).await.expect("a file");
+        MemoryStock::open(Arc::new(SqliteJournal::new(file))).await.expect("a stock")
+    }
+
+    #[tokio::test]
+    async fn the_contract() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let stock = stock(&folder).await;
+        keeps_the_contract(&stock, &Item::default()).await;
+        keeps_the_contract(&stock, &"shoe".parse().expect("a name")).await;
+    }
+
+    #[tokio::test]
+    async fn rebuilt_from_the_journal_it_is_the_same() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let before = stock(&folder).await;
+        let item = Item::default();
+        before.seed(&item, 3, Uuid::now_v7()).await.expect("seeded");
+        let taken = before.take(&item, &call(&[Some("a"), None], true)).await.expect("taken");
+        let after = stock(&folder).await;
+        assert_eq!(after.books(&item).await.expect("books"), before.books(&item).await.expect("books"));
+        let again = after.take(&item, &call(&[Some("a")], true)).await.expect("an answer");
+        let Outcome::Known(known) = &again.outcomes[0] else { panic!("{again:?}") };
+        assert_eq!(Some(known.order), taken.taken.map(|batch| batch.attempts[0].order));
+    }
+
+    /// A seed by another process between two batches: the batch is decided again.
+    #[tokio::test]
+    async fn overtaken_by_a_new_sale() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ours, theirs) = (stock(&folder).await, stock(&folder).await);
+        let item = Item::default();
+        ours.seed(&item, 3, Uuid::now_v7()).await.expect("seeded");
+        ours.take(&item, &call(&[None], true)).await.expect("taken");
+        let epoch = Uuid::now_v7();
+        theirs.seed(&item, 9, epoch).await.expect("seeded");
+        let taken = ours.take(&item, &call(&[None], true)).await.expect("taken").taken.expect("a unit");
+        assert_eq!((taken.epoch, taken.serial, taken.remaining), (epoch, 1, 8));
     }
 }

@@ -71,9 +71,8 @@ impl RedisStock {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(REPLY_WITHIN));
-        let manager = Manager::new_with_config(url, config).map_err(|error| {
-            format!("not a Redis URL ({:?}); give redis://host:port/db", error.kind())
-        })?;
+        let manager = Manager::new_with_config(url, config)
+            .map_err(|error| format!("not a Redis URL ({:?}); give redis://host:port/db", error.kind()))?;
         let pool = Pool::builder(manager)
             .max_size(MAX_CONNECTIONS)
             .wait_timeout(Some(CONNECT_WITHIN))
@@ -124,7 +123,8 @@ impl RedisStock {
     /// a value put there by hand, and `about` names it.
     async fn read<T: FromRedisValue>(&self, about: &str, command: &redis::Cmd) -> Result<T, StockError> {
         let answer = self.ask(async |connection| command.query_async(connection).await).await?;
-        redis::from_redis_value(answer).map_err(|error| StockError::Refused(format!("redis: {about}: {error}")))
+        redis::from_redis_value(answer)
+            .map_err(|error| StockError::Refused(format!("redis: {about}: {error}")))
     }
 }
 
@@ -145,7 +145,9 @@ impl Link {
         let idle = self.idle().pop();
         match idle {
             Some(connection) => Ok(connection),
-            None => self.pool.get().await.map_err(|error| StockError::Refused(format!("redis is away: {error}"))),
+            None => {
+                self.pool.get().await.map_err(|error| StockError::Refused(format!("redis is away: {error}")))
+            }
         }
     }
 
@@ -287,8 +289,11 @@ impl Stock for RedisStock {
 
     async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
         let key = item.key();
-        let add = Script::new("if redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('INCRBY', KEYS[1], ARGV[1]) end");
-        let answer = self.ask(async |connection| add.key(&key).arg(units).invoke_async(connection).await).await?;
+        let add = Script::new(
+            "if redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('INCRBY', KEYS[1], ARGV[1]) end",
+        );
+        let answer =
+            self.ask(async |connection| add.key(&key).arg(units).invoke_async(connection).await).await?;
         let left: Option<i64> = redis::from_redis_value(answer)
             .map_err(|error| StockError::Silent(format!("redis: {key}: {error}")))?;
         Ok(left.map(not_negative))
@@ -313,10 +318,12 @@ impl Stock for RedisStock {
             })
             .await?;
         let bad = |key: &str| StockError::Refused(format!("redis: {key}: cannot be read"));
-        let (counter, book, earlier): Fields = redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
-        let counter = counter.map(|counter| counter.parse::<i64>()).transpose().map_err(|_| {
-            StockError::Refused(format!("redis: {}: not a whole number", keys.counter))
-        })?;
+        let (counter, book, earlier): Fields =
+            redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
+        let counter = counter
+            .map(|counter| counter.parse::<i64>())
+            .transpose()
+            .map_err(|_| StockError::Refused(format!("redis: {}: not a whole number", keys.counter)))?;
         let number = |index: usize| book[index].as_deref().and_then(|number| number.parse::<i64>().ok());
         let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
         let mut books = Vec::new();
@@ -347,7 +354,13 @@ impl Stock for RedisStock {
 fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
     let mut numbers = book.split(' ').map(str::parse::<u64>);
     let mut number = || numbers.next()?.ok();
-    Some(Book { epoch: epoch.parse().ok()?, serial: number()?, left: number()?, seeded: number()?, on_sale: false })
+    Some(Book {
+        epoch: epoch.parse().ok()?,
+        serial: number()?,
+        left: number()?,
+        seeded: number()?,
+        on_sale: false,
+    })
 }
 
 fn not_negative(number: i64) -> u64 {
@@ -379,7 +392,8 @@ impl Answer {
     fn into_reply(self, item: &Item, call: &Call, named: &[&Attempt], anonymous: &[&Attempt]) -> Reply {
         let epoch = self.epoch.parse().ok();
         let mut winners: Vec<Attempt> = Vec::new();
-        let outcomes: Vec<Outcome> = self.outcomes.iter().map(|outcome| self.named_outcome(outcome, call)).collect();
+        let outcomes: Vec<Outcome> =
+            self.outcomes.iter().map(|outcome| self.named_outcome(outcome, call)).collect();
         for (attempt, outcome) in named.iter().zip(&outcomes) {
             // `=n` is the n-th taken: a name that comes twice in a batch takes once.
             if *outcome == Outcome::Taken(winners.len()) {
@@ -446,10 +460,141 @@ impl Answer {
         };
         let found = match outcome.split_at_checked(1) {
             None => Some(self.without_unit(call)),
-            Some(("=", nth)) => nth.parse().ok().filter(|nth| *nth > 0).map(|nth: usize| Outcome::Taken(nth - 1)),
+            Some(("=", nth)) => {
+                nth.parse().ok().filter(|nth| *nth > 0).map(|nth: usize| Outcome::Taken(nth - 1))
+            }
             Some(("o", record)) => known(true, record),
             Some((_, record)) => known(false, record),
         };
         found.unwrap_or(Outcome::Unreadable)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stock::contract::{call, keeps_the_contract};
+
+    /// A stock on the tests' Redis, and an item that nobody has used.
+    fn stock() -> (RedisStock, Item) {
+        let url = std::env::var("SECKILL_REDIS_URL")
+            .expect("SECKILL_REDIS_URL: run `scripts/servers up` and `eval \"$(scripts/servers env)\"`");
+        let item = format!("t{}", &Uuid::now_v7().simple().to_string()[1..]).parse().expect("a name");
+        (RedisStock::new(&url).expect("a URL"), item)
+    }
+
+    async fn by_hand(stock: &RedisStock, words: &[&str]) -> Value {
+        let mut command = redis::cmd(words[0]);
+        stock.read("by hand", command.arg(&words[1..])).await.expect("an answer")
+    }
+
+    #[tokio::test]
+    async fn the_contract() {
+        let (stock, item) = stock();
+        keeps_the_contract(&stock, &item).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_stays_in_the_outbox_until_it_is_settled() {
+        let (stock, item) = stock();
+        stock.seed(&item, 9, Uuid::now_v7()).await.expect("seeded");
+        let taken = stock.take(&item, &call(&[None, Some("a b"), None], true)).await.expect("taken");
+        let batch = taken.taken.expect("a batch");
+        assert_eq!(taken.open, 1);
+        assert_eq!(stock.outbox(&item).await.expect("an outbox").batches, std::slice::from_ref(&batch));
+
+        let known = stock.take(&item, &call(&[Some("a b")], true)).await.expect("an answer");
+        let Outcome::Known(open) = &known.outcomes[0] else { panic!("{known:?}") };
+        assert!(open.open);
+        assert_eq!(
+            known.standing,
+            std::slice::from_ref(&batch),
+            "whoever has to announce it is told what it is"
+        );
+
+        let settle = Call { settled: vec![batch.id, Uuid::now_v7()], ..call(&[Some("a b")], true) };
+        let known = stock.take(&item, &settle).await.expect("an answer");
+        assert_eq!(known.open, 0);
+        let known = stock.take(&item, &call(&[Some("a b")], true)).await.expect("an answer");
+        let Outcome::Known(closed) = &known.outcomes[0] else { panic!("{known:?}") };
+        assert!(!closed.open && closed.order == open.order);
+        assert!(stock.outbox(&item).await.expect("an outbox").batches.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_books_know_what_operators_do_by_hand() {
+        let (stock, item) = stock();
+        let key = item.key();
+        by_hand(&stock, &["SET", &key, "5"]).await;
+        let refreshed = stock.take(&item, &call(&[], true)).await.expect("a refresh");
+        assert!(refreshed.epoch.is_some(), "a counter without a book is a new sale");
+        stock.take(&item, &call(&[None, None], true)).await.expect("taken");
+        by_hand(&stock, &["INCRBY", &key, "7"]).await;
+        let books = stock.books(&item).await.expect("books");
+        assert_eq!((books[0].seeded, books[0].left, books[0].serial), (12, 10, 2), "before the next batch");
+        stock.take(&item, &call(&[None], true)).await.expect("taken");
+        by_hand(&stock, &["DECRBY", &key, "100"]).await;
+        let below = stock.take(&item, &call(&[None], true)).await.expect("an answer");
+        assert_eq!((below.left, &below.outcomes[0]), (Some(0), &Outcome::SoldOut), "below zero is zero");
+        by_hand(&stock, &["DEL", &key]).await;
+        let gone = stock.take(&item, &call(&[None], true)).await.expect("an answer");
+        assert_eq!((gone.left, &gone.outcomes[0]), (None, &Outcome::NotOnSale));
+        by_hand(&stock, &["SET", &key, "4"]).await;
+        let back = stock.take(&item, &call(&[None], true)).await.expect("taken");
+        assert_eq!(back.epoch, refreshed.epoch, "the sale goes on");
+        assert_eq!(back.taken.map(|batch| batch.serial), Some(4));
+        let book = &stock.books(&item).await.expect("books")[0];
+        assert_eq!((book.seeded, book.left, book.serial), (7, 3, 4));
+    }
+
+    /// Checked before anything is written: nothing is taken, and the key is named.
+    #[tokio::test]
+    async fn a_value_that_is_none_is_named_and_nothing_is_taken() {
+        let (stock, item) = stock();
+        let key = item.key();
+        for wrong in ["many", "", "1.5", "007", "+3", " 3", "9007199254740993", "-9007199254740993", "1e9"] {
+            by_hand(&stock, &["SET", &key, wrong]).await;
+            let error = stock.take(&item, &call(&[None], true)).await.expect_err(wrong);
+            assert!(matches!(&error, StockError::Refused(why) if why.contains(&key)), "{wrong}: {error}");
+            assert!(stock.books(&item).await.is_err() || wrong.parse::<i64>().is_ok());
+        }
+        by_hand(&stock, &["DEL", &key]).await;
+        by_hand(&stock, &["LPUSH", &key, "1"]).await;
+        assert!(stock.take(&item, &call(&[None], true)).await.is_err());
+        by_hand(&stock, &["DEL", &key]).await;
+        for beside in ["book", "outbox", "attempts"] {
+            by_hand(&stock, &["SET", &key, "3"]).await;
+            let beside = format!("{{{key}}}:{beside}");
+            by_hand(&stock, &["DEL", &beside]).await;
+            by_hand(&stock, &["SET", &beside, "x"]).await;
+            let error = stock.take(&item, &call(&[None, Some("a")], true)).await.expect_err(&beside);
+            assert!(error.to_string().contains(&beside), "{error}");
+            assert_eq!(by_hand(&stock, &["GET", &key]).await, Value::BulkString(b"3".into()));
+            by_hand(&stock, &["DEL", &beside]).await;
+        }
+        let well = stock.take(&item, &call(&[None], true)).await.expect("an answer");
+        assert_eq!(well.left, Some(2));
+    }
+
+    #[tokio::test]
+    async fn scripts_survive_a_flush() {
+        let (stock, item) = stock();
+        stock.seed(&item, 2, Uuid::now_v7()).await.expect("seeded");
+        by_hand(&stock, &["SCRIPT", "FLUSH"]).await;
+        assert_eq!(stock.take(&item, &call(&[None], true)).await.expect("taken").left, Some(1));
+    }
+
+    #[tokio::test]
+    async fn a_full_batch_of_names() {
+        let (stock, item) = stock();
+        stock.seed(&item, 600, Uuid::now_v7()).await.expect("seeded");
+        let names: Vec<String> = (0..super::super::MAX_ATTEMPTS).map(|number| number.to_string()).collect();
+        let names: Vec<Option<&str>> = names.iter().map(|name| Some(name.as_str())).collect();
+        let settled = (0..super::super::MAX_SETTLED).map(|_| Uuid::now_v7()).collect();
+        let reply = stock.take(&item, &Call { settled, ..call(&names, true) }).await.expect("taken");
+        assert_eq!(reply.left, Some(88));
+        let again = stock.take(&item, &call(&names, true)).await.expect("an answer");
+        assert!(again.outcomes.iter().all(|outcome| matches!(outcome, Outcome::Known(_))));
+        assert_eq!(again.standing.len(), 1);
     }
 }

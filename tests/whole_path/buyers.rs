@@ -66,7 +66,11 @@ pub fn count(answers: &[Answer], code: &str) -> usize {
 
 /// The orders told as success.
 pub fn told(answers: &[Answer]) -> Vec<String> {
-    answers.iter().filter(|answer| answer.code == "success").filter_map(|answer| answer.order.clone()).collect()
+    answers
+        .iter()
+        .filter(|answer| answer.code == "success")
+        .filter_map(|answer| answer.order.clone())
+        .collect()
 }
 
 /// Fails when two of them are the same.

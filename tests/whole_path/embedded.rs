@@ -32,7 +32,8 @@ async fn the_answers_of_the_contract() {
     assert_eq!(first.body["num"], 1);
     let again = buy(&client, &node.buy_url(), Some("key one")).await;
     assert_eq!(again.body, first.body, "the first answer again");
-    let english = client.post(node.buy_url()).header("Accept-Language", "en-GB,zh;q=0.5").send().await.unwrap();
+    let english =
+        client.post(node.buy_url()).header("Accept-Language", "en-GB,zh;q=0.5").send().await.unwrap();
     let english: Value = english.json().await.unwrap();
     assert_eq!(english["messages"], "Bought, 0 left");
     let late = buy(&client, &node.buy_url(), Some("key two")).await;
@@ -45,7 +46,10 @@ async fn the_answers_of_the_contract() {
         get(&format!("{}/seckill/orders/{order}", node.url)).await.1["status"] == "recorded"
     })
     .await;
-    assert_eq!(get(&format!("{}/seckill/orders/00000000-0000-7000-8000-000000000000", node.url)).await.0, 404);
+    assert_eq!(
+        get(&format!("{}/seckill/orders/00000000-0000-7000-8000-000000000000", node.url)).await.0,
+        404
+    );
     assert_eq!(get(&format!("{}/seckill/orders/none", node.url)).await.0, 400);
 
     for (method, path, key, status, code) in [
@@ -87,7 +91,10 @@ async fn killed_in_the_middle_of_the_load() {
     node.process.kill();
     let mut answers = load.await.unwrap();
     let node = Node::again(env, world.folder.path());
-    until("it is back", Duration::from_secs(10), async || node.state().await == "open" || node.state().await == "sold_out").await;
+    until("it is back", Duration::from_secs(10), async || {
+        node.state().await == "open" || node.state().await == "sold_out"
+    })
+    .await;
     let before = told(&answers).len();
     answers.extend(crowd(&[node.buy_url()], 200, 50, true).await);
     assert_eq!(node.count("").await["num"], 0);
@@ -180,6 +187,10 @@ async fn the_window() {
     let late = buy(&client, &node.buy_url(), None).await;
     assert_eq!((late.status.unwrap().as_u16(), late.code.as_str()), (403, "closed"));
     assert_eq!(buy(&client, &node.buy_url(), Some("loser")).await.code, "closed");
-    assert_eq!(buy(&client, &node.buy_url(), Some("winner")).await.order, bought.order, "the order outlives the sale");
+    assert_eq!(
+        buy(&client, &node.buy_url(), Some("winner")).await.order,
+        bought.order,
+        "the order outlives the sale"
+    );
     world.balance(&told(&[bought]), 1).await;
 }

@@ -98,7 +98,11 @@ async fn killed_between_take_and_acknowledgement() {
         })
         .await;
     }
-    let orders: Vec<String> = answers.iter().filter(|answer| answer.code == "pending").filter_map(|answer| answer.order.clone()).collect();
+    let orders: Vec<String> = answers
+        .iter()
+        .filter(|answer| answer.code == "pending")
+        .filter_map(|answer| answer.order.clone())
+        .collect();
     servers.balance(&orders, taken).await;
 }
 
@@ -150,7 +154,10 @@ async fn redis_away() {
         let refused = client().post(node.buy_url());
         let refused = key.map_or(refused.try_clone().unwrap(), |key| refused.header("Idempotency-Key", key));
         let refused = refused.send().await.unwrap();
-        assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (503, "1"));
+        assert_eq!(
+            (refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()),
+            (503, "1")
+        );
     }
     assert!(asked.elapsed() < Duration::from_secs(5), "waited for a Redis that is away");
     assert!(!ready(&node.ops).await);
@@ -189,7 +196,11 @@ async fn mariadb_away() {
     answers.extend(crowd(&[node.buy_url()], 400, 50, false).await);
     assert_eq!(count(&answers, "success"), 500, "the sale goes on");
     let order = told(&answers).pop().unwrap();
-    assert_ne!(get(&format!("{}/seckill/orders/{order}", node.url)).await.0, 404, "nobody can say that it is not there");
+    assert_ne!(
+        get(&format!("{}/seckill/orders/{order}", node.url)).await.0,
+        404,
+        "nobody can say that it is not there"
+    );
     assert!(ready(&node.ops).await);
     assert_eq!(servers.operate(&["audit"]).status.code(), Some(69));
     assert!(consumer.running());

@@ -50,7 +50,10 @@ impl Process {
 
     /// Sends a signal by name.
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([&format!("-{signal}"), &self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill")
+            .args([&format!("-{signal}"), &self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(sent.success(), "kill -{signal} {}", self.name);
     }
 

@@ -101,7 +101,10 @@ async fn items_and_operators() {
     let shoes = crowd(&[at("shoe")], 6, 3, false).await;
     assert_eq!((count(&shoes, "success"), count(&shoes, "sold_out")), (2, 4));
     servers.redis::<()>(&["INCRBY", "counter:shoe", "1"]).await;
-    until("the shoe is on sale again", Duration::from_secs(2), async || node.count("?item=shoe").await["num"] == 1).await;
+    until("the shoe is on sale again", Duration::from_secs(2), async || {
+        node.count("?item=shoe").await["num"] == 1
+    })
+    .await;
 
     assert!(servers.operate(&["seed", "--add", "5"]).status.code() == Some(1), "nothing to add to");
     assert!(servers.operate(&["seed", "4"]).status.success());
@@ -172,7 +175,10 @@ async fn the_consumer_records_each_sale_once() {
     until("the group's lag is shown as nothing", DRAINED, async || lag(&servers).await == 0).await;
     servers.balance(&told(&answers), 5000).await;
     let audit: Value = serde_json::from_slice(&servers.operate(&["audit", "--json"]).stdout).unwrap();
-    assert_eq!((&audit["balanced"], &audit["deadLetters"], &audit["conflicts"]), (&true.into(), &1.into(), &0.into()));
+    assert_eq!(
+        (&audit["balanced"], &audit["deadLetters"], &audit["conflicts"]),
+        (&true.into(), &1.into(), &0.into())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,14 +255,26 @@ async fn produce(servers: &Servers, values: impl Iterator<Item = &[u8]>) {
         ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
     for value in values {
         let key = Sale::from_json(value).map_or_else(|_| "none".to_owned(), |sale| sale.order.to_string());
-        producer.send(BaseRecord::to(&servers.topic).key(&key).payload(value)).map_err(|(error, _)| error).unwrap();
+        producer
+            .send(BaseRecord::to(&servers.topic).key(&key).payload(value))
+            .map_err(|(error, _)| error)
+            .unwrap();
     }
     tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(10))).await.unwrap().unwrap();
 }
 
 /// What somebody does with `kafka-consumer-groups --reset-offsets --to-earliest`.
 async fn reset_group_to_the_beginning(servers: &Servers) {
-    let reset = servers_tool(&["groups", "--reset-offsets", "--to-earliest", "--execute", "--group", &servers.group, "--topic", &servers.topic]);
+    let reset = servers_tool(&[
+        "groups",
+        "--reset-offsets",
+        "--to-earliest",
+        "--execute",
+        "--group",
+        &servers.group,
+        "--topic",
+        &servers.topic,
+    ]);
     assert!(reset.status.success(), "{}", String::from_utf8_lossy(&reset.stderr));
 }
 
@@ -269,7 +287,11 @@ async fn lag(servers: &Servers) -> i64 {
         .filter(|line| line.contains(&servers.topic))
         .map(|line| line.split_whitespace().nth(5).and_then(|lag| lag.parse().ok()))
         .collect();
-    if lags.is_empty() { i64::MAX } else { lags.into_iter().map(|lag| lag.unwrap_or(i64::from(u32::MAX))).sum() }
+    if lags.is_empty() {
+        i64::MAX
+    } else {
+        lags.into_iter().map(|lag| lag.unwrap_or(i64::from(u32::MAX))).sum()
+    }
 }
 
 pub fn servers_tool(args: &[&str]) -> std::process::Output {

@@ -34,10 +34,18 @@ fn one_line_that_names_the_variable() {
         (&[("SECKILL_OPENS_AT", "+9s"), ("SECKILL_CLOSES_AT", "+8s")], 64, &["SECKILL_CLOSES_AT"]),
         (&[("SECKILL_LISTEN", "everywhere")], 64, &["SECKILL_LISTEN=everywhere"]),
         (&[("SECKILL_KAFKA_PARTITIONS", "0")], 64, &["SECKILL_KAFKA_PARTITIONS=0"]),
-        (&[("SECKILL_REDIS_URL", "redis://127.0.0.1:1/0")], 64, &["SECKILL_REDIS_URL", "SECKILL_KAFKA_BROKERS", "SECKILL_DATABASE_URL"]),
+        (
+            &[("SECKILL_REDIS_URL", "redis://127.0.0.1:1/0")],
+            64,
+            &["SECKILL_REDIS_URL", "SECKILL_KAFKA_BROKERS", "SECKILL_DATABASE_URL"],
+        ),
         (&[("SECKILL_REDIS_URL_FILE", "/nowhere/secret")], 64, &["SECKILL_REDIS_URL_FILE=/nowhere/secret"]),
         (
-            &[("SECKILL_REDIS_URL", "http://x"), ("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"), ("SECKILL_DATABASE_URL", "mysql://x/y")],
+            &[
+                ("SECKILL_REDIS_URL", "http://x"),
+                ("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"),
+                ("SECKILL_DATABASE_URL", "mysql://x/y"),
+            ],
             64,
             &["SECKILL_REDIS_URL", "redis://"],
         ),
@@ -57,7 +65,11 @@ fn one_line_that_names_the_variable() {
     }
     let beside = std::fs::read_dir(std::path::Path::new(&foreign).parent().unwrap()).unwrap().count();
     assert_eq!(beside, 1, "nothing is put beside it");
-    assert_eq!(std::fs::read_to_string(&foreign).unwrap(), "not a database", "a file that is not ours is left alone");
+    assert_eq!(
+        std::fs::read_to_string(&foreign).unwrap(),
+        "not a database",
+        "a file that is not ours is left alone"
+    );
 }
 
 #[test]
@@ -89,7 +101,10 @@ fn the_documents_list_every_setting() {
     for document in ["README.md", ".env.example"] {
         let text = std::fs::read_to_string(format!("{}/{document}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for (name, default) in consumer::config::table() {
-            let line = text.lines().find(|line| line.contains(&name)).unwrap_or_else(|| panic!("{name} in {document}"));
+            let line = text
+                .lines()
+                .find(|line| line.contains(&name))
+                .unwrap_or_else(|| panic!("{name} in {document}"));
             let default = default.unwrap_or_default();
             assert!(line.contains(&default), "{document}: {name} has the default {default}: {line}");
         }

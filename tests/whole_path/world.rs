@@ -107,7 +107,9 @@ impl Servers {
         command.arg("--dir").arg(self.folder.path());
         self.redis = Some(Process::start("redis", command, &self.folder.path().join("redis.log")));
         until("redis answers", Duration::from_secs(10), async || {
-            let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)) else { return false };
+            let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)) else {
+                return false;
+            };
             let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
             redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
         })
@@ -143,7 +145,11 @@ impl Servers {
     pub fn consumer(&self) -> Process {
         let mut env = self.env.clone();
         env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
-        Process::start("consumer", command("consumer", &env, &[], self.folder.path()), &self.folder.path().join("consumer.log"))
+        Process::start(
+            "consumer",
+            command("consumer", &env, &[], self.folder.path()),
+            &self.folder.path().join("consumer.log"),
+        )
     }
 
     pub async fn pool(&self) -> MySqlPool {
@@ -176,7 +182,8 @@ impl Servers {
     pub async fn balance(&self, told: &[String], sold: usize) {
         crate::buyers::all_different(told);
         until("the outbox is settled and the ledger has caught up", Duration::from_secs(60), async || {
-            let audit: Value = serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
+            let audit: Value =
+                serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
             audit["balanced"] == true
                 && audit["items"].as_array().is_some_and(|items| {
                     items.iter().all(|item| item["outbox"] == 0 && item["recorded"] == item["sold"])
@@ -184,12 +191,24 @@ impl Servers {
         })
         .await;
         let pool = self.pool().await;
-        let rows = sqlx::query("select order_id, item, epoch, serial from seckill").fetch_all(&pool).await.unwrap();
-        check(rows.iter().map(|row| (uuid(row, 0), row.get::<Vec<u8>, _>(1), uuid(row, 2), row.get::<i64, _>(3))), told, sold);
-        let conflicts: i64 = sqlx::query_scalar("select count(*) from seckill_conflict").fetch_one(&pool).await.unwrap();
+        let rows =
+            sqlx::query("select order_id, item, epoch, serial from seckill").fetch_all(&pool).await.unwrap();
+        check(
+            rows.iter()
+                .map(|row| (uuid(row, 0), row.get::<Vec<u8>, _>(1), uuid(row, 2), row.get::<i64, _>(3))),
+            told,
+            sold,
+        );
+        let conflicts: i64 =
+            sqlx::query_scalar("select count(*) from seckill_conflict").fetch_one(&pool).await.unwrap();
         assert_eq!(conflicts, 0, "rows in seckill_conflict");
-        let sent: HashSet<Uuid> =
-            self.messages().await.iter().filter_map(|value| Sale::from_json(value).ok()).map(|sale| sale.order).collect();
+        let sent: HashSet<Uuid> = self
+            .messages()
+            .await
+            .iter()
+            .filter_map(|value| Sale::from_json(value).ok())
+            .map(|sale| sale.order)
+            .collect();
         assert_eq!(sent.len(), sold, "different orders in the topic");
         assert_balanced(&self.operate(&["audit"]));
     }
@@ -203,7 +222,8 @@ fn uuid(row: &sqlx::mysql::MySqlRow, column: usize) -> Uuid {
 
 /// Told ⊆ recorded; one order a unit; no serial missing; exactly `sold`.
 pub fn check(rows: impl Iterator<Item = (Uuid, Vec<u8>, Uuid, i64)>, told: &[String], sold: usize) {
-    let (mut orders, mut units, mut highest) = (HashSet::new(), HashSet::new(), std::collections::HashMap::new());
+    let (mut orders, mut units, mut highest) =
+        (HashSet::new(), HashSet::new(), std::collections::HashMap::new());
     for (order, item, epoch, serial) in rows {
         assert!(orders.insert(order), "order {order} is recorded twice");
         assert!(units.insert((item.clone(), epoch, serial)), "unit {serial} of {epoch} is recorded twice");
@@ -241,9 +261,12 @@ fn node(env: &Env, more: &[(&str, &str)], folder: &Path) -> Node {
 }
 
 fn start(env: Env, folder: &Path) -> Node {
-    let address = |name: &str| env.iter().rev().find(|(set, _)| set == name).map(|(_, address)| format!("http://{address}")).unwrap();
+    let address = |name: &str| {
+        env.iter().rev().find(|(set, _)| set == name).map(|(_, address)| format!("http://{address}")).unwrap()
+    };
     let (url, ops) = (address("SECKILL_LISTEN"), address("SECKILL_OPS_LISTEN"));
-    let process = Process::start("seckill", command("seckill", &env, &["serve"], folder), &folder.join("seckill.log"));
+    let process =
+        Process::start("seckill", command("seckill", &env, &["serve"], folder), &folder.join("seckill.log"));
     Node { process, url, ops, env }
 }
 
@@ -259,8 +282,11 @@ impl Node {
 }
 
 fn read_all(topic: &str, brokers: &str) -> Vec<Vec<u8>> {
-    let consumer: BaseConsumer =
-        ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", "test-reader").create().unwrap();
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "test-reader")
+        .create()
+        .unwrap();
     let wait = Duration::from_secs(10);
     let metadata = consumer.fetch_metadata(Some(topic), wait).unwrap();
     let mut left = 0;
@@ -314,18 +340,29 @@ impl Embedded {
     pub async fn balance(&self, told: &[String], sold: usize) {
         crate::buyers::all_different(told);
         until("the ledger has caught up", Duration::from_secs(20), async || {
-            let audit: Value = serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
-            audit["items"].as_array().is_some_and(|items| items.iter().all(|item| item["recorded"] == item["sold"]))
+            let audit: Value =
+                serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
+            audit["items"]
+                .as_array()
+                .is_some_and(|items| items.iter().all(|item| item["recorded"] == item["sold"]))
         })
         .await;
         let path = self.folder.path().join("sale.db");
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
         let mut file = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-        let rows = sqlx::query("select order_id, item, epoch, serial from seckill").fetch_all(&mut file).await.unwrap();
+        let rows = sqlx::query("select order_id, item, epoch, serial from seckill")
+            .fetch_all(&mut file)
+            .await
+            .unwrap();
         let text = |row: &sqlx::sqlite::SqliteRow, column: usize| row.get::<String, _>(column);
         check(
             rows.iter().map(|row| {
-                (text(row, 0).parse().unwrap(), text(row, 1).into_bytes(), text(row, 2).parse().unwrap(), row.get(3))
+                (
+                    text(row, 0).parse().unwrap(),
+                    text(row, 1).into_bytes(),
+                    text(row, 2).parse().unwrap(),
+                    row.get(3),
+                )
             }),
             told,
             sold,

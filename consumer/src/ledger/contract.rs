@@ -103,7 +103,8 @@ contract! {
 }
 
 fn part(partition: i32, from: Option<i64>, first: i64, values: &[Vec<u8>]) -> Part {
-    let messages = (first..).zip(values).map(|(offset, value)| Message { offset, value: value.clone() }).collect();
+    let messages =
+        (first..).zip(values).map(|(offset, value)| Message { offset, value: value.clone() }).collect();
     Part { partition, from, messages }
 }
 
@@ -203,7 +204,8 @@ async fn the_same_sale_produced_twice_is_one_row(books: &dyn Books) {
     let (one, two) = (sale(1), sale(2));
     let posted = post(books, &first(&[one.clone(), one.clone(), two.clone()])).await;
     assert_eq!(counts(&posted), (2, 1, 0, 0));
-    let again = batch(vec![part(0, Some(3), 3, &[bytes(&two)]), part(1, None, 0, &[bytes(&one), bytes(&sale(3))])]);
+    let again =
+        batch(vec![part(0, Some(3), 3, &[bytes(&two)]), part(1, None, 0, &[bytes(&one), bytes(&sale(3))])]);
     assert_eq!(counts(&post(books, &again).await), (1, 2, 0, 0));
     assert_eq!(serials(books).await, [1, 2, 3]);
     assert_eq!(faults(books).await, (0, 0));
@@ -337,7 +339,8 @@ async fn two_programs_make_the_tables_at_once() {
 async fn both_schemas_have_the_same_columns() {
     let mysql = mysql().await;
     let sqlite = sqlite().await;
-    let mut there = <sqlx::MySqlConnection as sqlx::Connection>::connect(&mysql.database.url).await.expect("up");
+    let mut there =
+        <sqlx::MySqlConnection as sqlx::Connection>::connect(&mysql.database.url).await.expect("up");
     let mut here = sqlite.file.connect(Synchronous::Normal).await.expect("a connection");
     for table in ["seckill", "journal_offset", "seckill_conflict", "seckill_dead_letter", "seckill_term"] {
         let theirs = sqlx::query(
@@ -378,7 +381,8 @@ async fn a_wrong_password_or_database_is_broken_and_not_shown() {
     assert!(matches!(error, LedgerError::Broken(_)), "{error:?}");
     let (scheme, rest) = database.url.split_once("://").expect("an address");
     let (_, host) = rest.rsplit_once('@').expect("a user");
-    let ledger = MySqlLedger::connect_lazy(&format!("{scheme}://seckill:hunter2@{host}")).expect("an address");
+    let ledger =
+        MySqlLedger::connect_lazy(&format!("{scheme}://seckill:hunter2@{host}")).expect("an address");
     let error = ledger.migrate().await.expect_err("a wrong password");
     assert!(matches!(error, LedgerError::Broken(_)), "{error:?}");
     assert!(!error.to_string().contains("hunter2"), "{error}");
@@ -386,7 +390,8 @@ async fn a_wrong_password_or_database_is_broken_and_not_shown() {
 
 #[tokio::test]
 async fn an_address_that_is_none_is_not_shown() {
-    for url in ["hunter2", "postgres://u:hunter2@h/db", "mysql://u:hunter2@h", "mysql://u:hunter2@h:port/db"] {
+    for url in ["hunter2", "postgres://u:hunter2@h/db", "mysql://u:hunter2@h", "mysql://u:hunter2@h:port/db"]
+    {
         let error = MySqlLedger::connect_lazy(url).expect_err("not an address");
         assert!(error.0.starts_with("SECKILL_DATABASE_URL: "), "{error}");
         assert!(!error.0.contains("hunter2"), "{error}");

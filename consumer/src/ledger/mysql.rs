@@ -61,7 +61,8 @@ impl MySqlLedger {
     pub fn connect_lazy(url: &str) -> Result<Self, ConfigError> {
         let wrong = || {
             ConfigError(
-                "SECKILL_DATABASE_URL: give an address such as mysql://user:password@host:3306/seckill".to_owned(),
+                "SECKILL_DATABASE_URL: give an address such as mysql://user:password@host:3306/seckill"
+                    .to_owned(),
             )
         };
         if !(url.starts_with("mysql://") || url.starts_with("mariadb://")) {
@@ -151,7 +152,8 @@ impl Ledger for MySqlLedger {
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
         let mut connection = self.connection().await?;
         let at = datetime(Timestamp::now());
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).begin_sale(item, epoch, units, &at)).await;
+        let answer =
+            timeout(ANSWER_WITHIN, Statements(&mut connection).begin_sale(item, epoch, units, &at)).await;
         done(connection, answer)
     }
 
@@ -208,9 +210,9 @@ async fn migrated(connection: &mut MySqlConnection) -> Result<bool, LedgerError>
         let checksum: Vec<u8> = row.try_get("checksum").map_err(failed)?;
         known.push((version, checksum));
     }
-    Ok(MIGRATIONS
-        .iter()
-        .all(|wanted| known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)))
+    Ok(MIGRATIONS.iter().all(|wanted| {
+        known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)
+    }))
 }
 
 fn not_migrated(error: MigrateError) -> LedgerError {
@@ -238,8 +240,8 @@ const DENIED: [u16; 4] = [1044, 1142, 1143, 1227];
 /// Errors that pass: too many connections, shutting down, killed, lock wait, deadlock, no room,
 /// read-only after a failover, and the time limits that a server sets itself.
 const PASSING: [u16; 26] = [
-    1015, 1021, 1040, 1041, 1047, 1053, 1077, 1079, 1114, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1205, 1206,
-    1213, 1290, 1317, 1792, 1836, 1927, 4031,
+    1015, 1021, 1040, 1041, 1047, 1053, 1077, 1079, 1114, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203,
+    1205, 1206, 1213, 1290, 1317, 1792, 1836, 1927, 4031,
 ];
 
 /// Errors of a value: cut short, malformed, null, or against a check. Others have a SQLSTATE

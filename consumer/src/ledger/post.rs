@@ -30,8 +30,13 @@ pub(super) trait Tables: Send {
     async fn lock(&mut self, topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError>;
 
     /// Writes a checkpoint; `known` says that it has a row already.
-    async fn advance(&mut self, topic: &str, partition: i32, to: &Checkpoint, known: bool)
-    -> Result<Written, LedgerError>;
+    async fn advance(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        to: &Checkpoint,
+        known: bool,
+    ) -> Result<Written, LedgerError>;
 
     /// Records rows, all of them or none.
     async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError>;
@@ -43,8 +48,13 @@ pub(super) trait Tables: Send {
     async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError>;
 
     /// Puts a message aside that cannot become a row.
-    async fn bury(&mut self, topic: &str, partition: i32, message: &Message, error: &str)
-    -> Result<Written, LedgerError>;
+    async fn bury(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        message: &Message,
+        error: &str,
+    ) -> Result<Written, LedgerError>;
 }
 
 /// What became of an insert.
@@ -133,7 +143,9 @@ impl Posting<'_> {
                     let fresh = self.sort_out(&rows).await?;
                     races += u32::from(fresh.len() == rows.len());
                     if races > MAX_RACES {
-                        return Err(LedgerError::Away("a unique key is taken by rows that cannot be seen".into()));
+                        return Err(LedgerError::Away(
+                            "a unique key is taken by rows that cannot be seen".into(),
+                        ));
                     }
                     todo.push(fresh);
                 }
@@ -215,8 +227,12 @@ impl Posting<'_> {
                 Ok(())
             }
             // Only a first row can be taken: somebody else began this partition meanwhile.
-            Written::Taken => Err(LedgerError::Moved { partition: part.partition, expected: part.from, found: None }),
-            Written::Refused(error) => Err(LedgerError::Broken(format!("journal_offset refuses a row: {error}"))),
+            Written::Taken => {
+                Err(LedgerError::Moved { partition: part.partition, expected: part.from, found: None })
+            }
+            Written::Refused(error) => {
+                Err(LedgerError::Broken(format!("journal_offset refuses a row: {error}")))
+            }
         }
     }
 }

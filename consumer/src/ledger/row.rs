@@ -78,7 +78,8 @@ mod tests {
 
     #[test]
     fn microseconds_survive() {
-        for text in ["2026-01-02 03:04:05.000006", "1999-12-31 23:59:59.999999", "2026-01-02 03:04:05.000000"] {
+        for text in ["2026-01-02 03:04:05.000006", "1999-12-31 23:59:59.999999", "2026-01-02 03:04:05.000000"]
+        {
             assert_eq!(datetime(timestamp(text).expect("a time")), text);
         }
         let finer: Timestamp = "2026-01-02T03:04:05.123456789Z".parse().expect("a time");

@@ -4,35 +4,37 @@
 //! assign partitions with offsets of its own later. So the group never waits for the ledger, and
 //! the group's own offsets are never read.
 
+mod group;
+
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, StreamConsumer};
+use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message as _;
-use rdkafka::statistics::Statistics;
-use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
+use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Read, Reader, ReaderError};
 use crate::config::{ConfigError, Settings};
-use crate::kafka::{self, away, blocking, watermarks};
+use crate::kafka::{self, Apart, away, blocking, watermarks};
 use crate::ledger::Message;
+use group::{Assignment, Context};
 
 /// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
+
+/// After a trouble, whether Kafka is back. Soon asked again, so that `/readyz` is not late.
+const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Reads a topic as a member of a group.
 pub struct KafkaReader {
     topic: String,
     /// Gone once closed.
-    consumer: Option<Arc<Client>>,
+    consumer: Option<Arc<Apart<Client>>>,
     assignment: Arc<Assignment>,
     /// The next offset wanted of each partition that was started.
     positions: BTreeMap<i32, i64>,
@@ -41,6 +43,9 @@ pub struct KafkaReader {
     held: BTreeMap<i32, Vec<Message>>,
     /// Why Kafka is away, until it answers.
     trouble: Option<String>,
+    /// librdkafka asked for an offset that the log does not have, and fetches no more: what it
+    /// was is said as soon as Kafka can be asked.
+    outside: bool,
 }
 
 type Client = StreamConsumer<Context>;
@@ -77,23 +82,24 @@ impl KafkaReader {
         // Corrupt on the wire or on disk: noticed.
         config.set("check.crcs", "true");
         let assignment = Arc::new(Assignment::default());
-        let context = Context { assignment: Arc::clone(&assignment) };
+        let context = Context::new(Arc::clone(&assignment));
         let consumer: Client = kafka::create(&config, context)?;
-        consumer.subscribe(&[&topic]).map_err(|_| {
-            ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned())
-        })?;
+        consumer
+            .subscribe(&[&topic])
+            .map_err(|_| ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned()))?;
         Ok(Self {
             topic,
-            consumer: Some(Arc::new(consumer)),
+            consumer: Some(Arc::new(Apart::new(consumer))),
             assignment,
             positions: BTreeMap::new(),
             paused: false,
             held: BTreeMap::new(),
             trouble: None,
+            outside: false,
         })
     }
 
-    fn consumer(&self) -> Result<Arc<Client>, ReaderError> {
+    fn consumer(&self) -> Result<Arc<Apart<Client>>, ReaderError> {
         self.consumer.clone().ok_or_else(|| ReaderError::Away("this reader was closed".to_owned()))
     }
 
@@ -145,7 +151,7 @@ impl KafkaReader {
         let consumer = self.consumer()?;
         let topic = self.topic.clone();
         let answer = blocking(move || {
-            let metadata = consumer.fetch_metadata(Some(&topic), kafka::ANSWER_WITHIN).map_err(away)?;
+            let metadata = consumer.fetch_metadata(Some(&topic), PROBE_WITHIN).map_err(away)?;
             Ok(metadata.topics().iter().any(|found| found.name() == topic && !found.partitions().is_empty()))
         })
         .await?;
@@ -162,17 +168,20 @@ impl KafkaReader {
 
     /// Says which partition's offset lies outside the log.
     async fn outside(&mut self) -> ReaderError {
+        self.outside = true;
         let wanted = self.positions.clone();
         match self.watermarks(wanted.keys().copied().collect()).await {
             Ok(ends) => ends
                 .into_iter()
                 .find_map(|(partition, (first, end))| {
                     let wanted = *wanted.get(&partition)?;
-                    (wanted < first || wanted > end).then(|| outside(&self.topic, partition, wanted, first, end))
+                    (wanted < first || wanted > end)
+                        .then(|| outside(&self.topic, partition, wanted, first, end))
                 })
                 .unwrap_or_else(|| {
                     ReaderError::Foreign(format!(
-                        "topic {}: Kafka no longer has an offset that it had; look at its retention, and at what became of its disks",
+                        "topic {}: Kafka no longer has an offset that it had; look at its retention, and at \
+                         what became of its disks",
                         self.topic
                     ))
                 }),
@@ -183,7 +192,7 @@ impl KafkaReader {
     async fn watermarks(&self, partitions: Vec<i32>) -> Result<BTreeMap<i32, (i64, i64)>, ReaderError> {
         let consumer = self.consumer()?;
         let topic = self.topic.clone();
-        blocking(move || watermarks(consumer.as_ref(), &topic, &partitions)).await?
+        blocking(move || watermarks(&**consumer, &topic, &partitions)).await?
     }
 
     fn list(&self, entries: impl Iterator<Item = (i32, Offset)>) -> TopicPartitionList {
@@ -205,28 +214,34 @@ impl Reader for KafkaReader {
     }
 
     async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError> {
+        if self.outside {
+            return Err(self.outside().await);
+        }
         let consumer = self.consumer()?;
         let until = Instant::now() + wait;
         self.pause(&consumer, max == 0)?;
-        let mut messages = std::mem::take(&mut self.held);
-        let mut count = messages.values().map(Vec::len).sum();
+        let mut messages = if max == 0 { BTreeMap::new() } else { std::mem::take(&mut self.held) };
+        let mut count: usize = messages.values().map(Vec::len).sum();
         let assignment = Arc::clone(&self.assignment);
         loop {
             if let Some(partitions) = assignment.changed() {
                 // What was read may be another's now.
                 self.positions.clear();
+                self.held.clear();
                 self.paused = false;
                 self.answered();
                 return Ok(Read::Assigned(partitions));
             }
             if max == 0 && count > 0 {
-                self.held = std::mem::take(&mut messages);
+                for (partition, more) in std::mem::take(&mut messages) {
+                    self.held.entry(partition).or_default().extend(more);
+                }
                 count = 0;
             }
             let received = if count == 0 {
                 tokio::select! {
                     biased;
-                    () = assignment.notify.notified() => continue,
+                    () = assignment.next() => continue,
                     received = consumer.recv() => received,
                     () = sleep_until(until) => return self.quiet().await,
                 }
@@ -253,7 +268,7 @@ impl Reader for KafkaReader {
                     }
                 }
             }
-            if count > 0 && count >= max && !assignment.pending() {
+            if count > 0 && count >= max && max > 0 && !assignment.pending() {
                 return Ok(Read::Messages(messages));
             }
         }
@@ -287,8 +302,8 @@ impl Reader for KafkaReader {
         let Ok(consumer) = self.consumer() else {
             return;
         };
-        let held = next.iter().filter(|(partition, _)| self.positions.contains_key(partition));
-        let list = self.list(held.map(|(partition, next)| (*partition, Offset::Offset(*next))));
+        let started = next.iter().filter(|(partition, _)| self.positions.contains_key(partition));
+        let list = self.list(started.map(|(partition, next)| (*partition, Offset::Offset(*next))));
         if list.count() > 0
             && let Err(error) = consumer.commit(&list, CommitMode::Async)
         {
@@ -306,17 +321,10 @@ impl Reader for KafkaReader {
             return;
         };
         self.positions.clear();
-        if timeout(CLOSE_WITHIN, blocking(move || drop(consumer))).await.is_err() {
+        // Whoever asks it something still has it a moment longer; then it ends by itself.
+        let leave = blocking(move || Arc::into_inner(consumer).map(Apart::end));
+        if timeout(CLOSE_WITHIN, leave).await.is_err() {
             log::warn!("the group was left without a word: its coordinator does not answer");
-        }
-    }
-}
-
-impl Drop for KafkaReader {
-    /// Leaving the group blocks, so that it does not happen here.
-    fn drop(&mut self) {
-        if let Some(consumer) = self.consumer.take() {
-            std::thread::spawn(move || drop(consumer));
         }
     }
 }
@@ -324,75 +332,6 @@ impl Drop for KafkaReader {
 impl std::fmt::Debug for KafkaReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KafkaReader").field("topic", &self.topic).field("positions", &self.positions).finish()
-    }
-}
-
-/// What the group assigned, as its callback left it.
-#[derive(Default)]
-struct Assignment {
-    state: Mutex<(Vec<i32>, bool)>,
-    notify: Notify,
-}
-
-impl Assignment {
-    fn set(&self, partitions: Vec<i32>) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = (partitions, true);
-        self.notify.notify_one();
-    }
-
-    /// The partitions, if they changed since the last call.
-    fn changed(&self) -> Option<Vec<i32>> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut state.1).then(|| state.0.clone())
-    }
-
-    fn pending(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
-    }
-
-    fn partitions(&self) -> Vec<i32> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
-    }
-}
-
-struct Context {
-    assignment: Arc<Assignment>,
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        kafka::log_line(level, facility, message);
-    }
-
-    fn stats(&self, _: Statistics) {}
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        log::debug!("librdkafka: {error}: {reason}");
-    }
-}
-
-impl ConsumerContext for Context {
-    /// Acknowledges at once, with nothing: the group goes on, and no partition starts at the
-    /// group's offset. [`Reader::start`] assigns them with the ledger's.
-    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        let assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        let (acknowledged, partitions) = if assigned {
-            let mut partitions: Vec<i32> = list.elements().iter().map(|entry| entry.partition()).collect();
-            partitions.sort_unstable();
-            (consumer.assign(&TopicPartitionList::new()), partitions)
-        } else {
-            (consumer.unassign(), Vec::new())
-        };
-        if let Err(error) = acknowledged {
-            log::warn!("an assignment could not be acknowledged: {error}");
-        }
-        self.assignment.set(partitions);
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            log::debug!("the group was not told how far the ledger is: {error}");
-        }
     }
 }
 
@@ -424,8 +363,9 @@ fn trouble(error: &KafkaError, fatal: Option<String>) -> Trouble {
 
 fn outside(topic: &str, partition: i32, wanted: i64, first: i64, end: i64) -> ReaderError {
     ReaderError::Foreign(format!(
-        "topic {topic} partition {partition}: the ledger needs offset {wanted}, the log has {first} up to {end}: \
-         the topic was recreated, lost its tail, or its retention removed what was not recorded; give \
-         SECKILL_KAFKA_TOPIC a new name, or once nothing is missing delete the partition's row in journal_offset"
+        "topic {topic} partition {partition}: the ledger needs offset {wanted}, the log has {first} up to {end}, \
+         and nothing is skipped: if the topic was recreated or lost its tail, give SECKILL_KAFKA_TOPIC a new name; \
+         if its retention removed messages and none is missing in the ledger, delete the partition's row in \
+         journal_offset"
     ))
 }

@@ -93,7 +93,8 @@ impl Reader for SqliteReader {
     }
 
     async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
-        let first = self.edge("select `offset` from journal where kind = 'sale' order by `offset` limit 1").await?;
+        let first =
+            self.edge("select `offset` from journal where kind = 'sale' order by `offset` limit 1").await?;
         let end = self.ends().await?.remove(&PARTITION).unwrap_or_default();
         match from.get(&PARTITION) {
             Some(&wanted) if wanted >= end || first.is_none_or(|first| wanted < first) => {
@@ -112,7 +113,9 @@ impl Reader for SqliteReader {
     async fn report(&mut self, _: &BTreeMap<i32, i64>) {}
 
     async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
-        let last = self.edge("select `offset` from journal where kind = 'sale' order by `offset` desc limit 1").await?;
+        let last = self
+            .edge("select `offset` from journal where kind = 'sale' order by `offset` desc limit 1")
+            .await?;
         Ok(BTreeMap::from([(PARTITION, last.map_or(0, |last| last + 1))]))
     }
 }

@@ -25,7 +25,8 @@ fn config(brokers: &str) -> ClientConfig {
 pub async fn produce(brokers: &str, topic: &str, partition: i32, values: &[Option<Vec<u8>>]) {
     let producer: FutureProducer = config(brokers).create().expect("a producer");
     for value in values {
-        let mut record: FutureRecord<'_, str, Vec<u8>> = FutureRecord::to(topic).partition(partition).key("key");
+        let mut record: FutureRecord<'_, str, Vec<u8>> =
+            FutureRecord::to(topic).partition(partition).key("key");
         if let Some(value) = value {
             record = record.payload(value);
         }
@@ -70,7 +71,11 @@ pub async fn delete_topic(brokers: &str, topic: &str) {
 }
 
 /// Reads until there is an assignment for which `is_it` holds, and starts it.
-pub async fn assigned(reader: &mut KafkaReader, from: &BTreeMap<i32, i64>, is_it: impl Fn(&[i32]) -> bool) -> Vec<i32> {
+pub async fn assigned(
+    reader: &mut KafkaReader,
+    from: &BTreeMap<i32, i64>,
+    is_it: impl Fn(&[i32]) -> bool,
+) -> Vec<i32> {
     let assigned = timeout(SOON, async {
         loop {
             match reader.read(1000, Duration::from_millis(100)).await {

@@ -41,15 +41,22 @@ impl Database {
 
     /// Runs a statement outside of any ledger.
     pub async fn run(&self, statement: &str) {
-        let mut connection = MySqlConnection::connect(&format!("{}/", self.server)).await.expect("MariaDB is up");
-        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.expect("a statement");
+        let mut connection =
+            MySqlConnection::connect(&format!("{}/", self.server)).await.expect("MariaDB is up");
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
+            .execute(&mut connection)
+            .await
+            .expect("a statement");
         connection.close().await.expect("closed");
     }
 
     /// Runs a statement inside this database.
     pub async fn inside(&self, statement: &str) {
         let mut connection = MySqlConnection::connect(&self.url).await.expect("MariaDB is up");
-        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await.expect("a statement");
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
+            .execute(&mut connection)
+            .await
+            .expect("a statement");
         connection.close().await.expect("closed");
     }
 }
@@ -59,7 +66,8 @@ impl Drop for Database {
     fn drop(&mut self) {
         let (server, name) = (format!("{}/", self.server), self.name.clone());
         let dropped = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(remove(&server, &name)).expect("MariaDB is up");
         })
         .join();
