@@ -45,6 +45,10 @@ pub async fn serve(settings: Settings) -> ExitCode {
             "SECKILL_CLOSES_AT: the sale would close before it opens; give a time after SECKILL_OPENS_AT",
         );
     }
+    // Every buyer is an open file; the shell's usual 1024 is no limit anyone chose.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
     let buyers = match bind("SECKILL_LISTEN", settings.listen) {
         Ok(listener) => listener,
         Err(why) => return failure(&why),

@@ -304,3 +304,26 @@ fn orders_told_twice_are_noticed() {
     let twice = vec!["a".to_owned(), "a".to_owned()];
     assert!(std::panic::catch_unwind(|| all_different(&twice)).is_err());
 }
+
+/// A Redis that refuses to write is an outage, not a sale without a unit.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_out_of_memory() {
+    let servers = Servers::start().await;
+    let _consumer = servers.consumer();
+    let node = servers.ready_node(&[]).await;
+    servers.redis::<()>(&["SET", "counter", "100"]).await;
+    node.reaches("open", Duration::from_secs(2)).await;
+    let before = crowd(&[node.buy_url()], 10, 10, true).await;
+    assert_eq!(count(&before, "success"), 10);
+    servers.redis::<()>(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let refused = crowd(&[node.buy_url()], 10, 10, false).await;
+    assert_eq!(count(&refused, "unavailable"), 10, "{refused:?}");
+    assert_eq!(servers.redis::<i64>(&["GET", "counter"]).await, 90);
+    servers.redis::<()>(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    node.reaches("open", Duration::from_secs(2)).await;
+    let after = crowd(&[node.buy_url()], 100, 10, false).await;
+    assert_eq!((count(&after, "success"), count(&after, "sold_out")), (90, 10));
+    let mut orders = told(&before);
+    orders.extend(told(&after));
+    servers.balance(&orders, 100).await;
+}

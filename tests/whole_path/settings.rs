@@ -19,6 +19,9 @@ fn serve(settings: &[(&str, &str)]) -> (Option<i32>, String) {
     (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
 }
 
+/// Settings, the exit code they lead to, and what the line must name.
+type Case<'a> = (&'a [(&'a str, &'a str)], i32, &'a [&'a str]);
+
 #[test]
 fn one_line_that_names_the_variable() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -27,7 +30,7 @@ fn one_line_that_names_the_variable() {
     let foreign = folder.path().join("notes.txt");
     std::fs::write(&foreign, "not a database").unwrap();
     let foreign = foreign.display().to_string();
-    let cases: [(&[(&str, &str)], i32, &[&str]); 13] = [
+    let cases: [Case; 13] = [
         (&[("SECKILL_STOCK", "-3")], 64, &["SECKILL_STOCK=-3", "whole number"]),
         (&[("SECKILL_STOCK", "many")], 64, &["SECKILL_STOCK=many"]),
         (&[("SECKILL_OPENS_AT", "tomorrow")], 64, &["SECKILL_OPENS_AT=tomorrow", "+30s"]),
