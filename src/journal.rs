@@ -108,6 +108,42 @@ impl Receipt {
 }
 
 #[cfg(test)]
+pub(crate) mod contract {
+    use super::*;
+    use crate::item::Item;
+    use crate::stock::{Attempt, moment};
+    use uuid::Uuid;
+
+    /// A batch of sales such as a stock takes.
+    pub(crate) fn batch(sales: usize) -> Batch {
+        Batch {
+            id: Uuid::now_v7(),
+            item: Item::default(),
+            epoch: Uuid::now_v7(),
+            term: 0,
+            serial: 1,
+            remaining: 999,
+            at: moment(),
+            attempts: (0..sales).map(|_| Attempt { order: Uuid::now_v7(), name: None }).collect(),
+        }
+    }
+
+    /// Runs the contract: what was acknowledged lies before the ends, and nothing hangs.
+    pub(crate) async fn keeps_the_contract(journal: &dyn Journal, batch: &Batch) {
+        let within = Duration::from_secs(20);
+        journal.ready().expect("ready");
+        let receipt = journal.append(batch);
+        tokio::time::timeout(within, receipt.done()).await.expect("the journal says something of every sale");
+        assert!(receipt.complete());
+        let ends = journal.ends().await.expect("ends");
+        assert!(ends.values().sum::<i64>() >= batch.attempts.len() as i64, "{ends:?}");
+        let once_more = journal.append(batch);
+        journal.flush(within).await;
+        assert!(once_more.complete(), "flushed");
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

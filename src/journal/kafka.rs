@@ -52,8 +52,6 @@ struct Health {
     waiting: AtomicI64,
     /// Milliseconds from `started` to the last acknowledgement, or to when waiting began.
     progress_ms: AtomicU64,
-    /// A producer that can send nothing any more, to be replaced.
-    fatal: AtomicBool,
 }
 
 /// What librdkafka carries with a message and hands back with its acknowledgement.
@@ -94,7 +92,6 @@ impl KafkaJournal {
             reachable: AtomicBool::new(false),
             waiting: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
-            fatal: AtomicBool::new(false),
         });
         let producer = make(&config, &health).map_err(|error| format!("SECKILL_KAFKA_OPTIONS: {error}"))?;
         Ok(Self {
@@ -169,18 +166,19 @@ impl KafkaJournal {
     /// The producer to use now; one that failed for good is replaced. What it had open stays in
     /// the outbox.
     fn producer(&self) -> Arc<Producer> {
-        if self.health.fatal.swap(false, Ordering::AcqRel) {
-            match make(&self.config, &self.health) {
-                Ok(producer) => {
-                    log::warn!("the producer failed for good and was replaced");
-                    *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(producer);
-                }
-                Err(error) => {
-                    log::error!("no new producer: {error}");
-                    self.health.fatal.store(true, Ordering::Release);
-                }
+        let producer = self.current();
+        let Some((_, reason)) = producer.client().fatal_error() else { return producer };
+        log::warn!("the producer failed for good and is replaced: {reason}");
+        match make(&self.config, &self.health) {
+            Ok(producer) => {
+                *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(producer);
             }
+            Err(error) => log::error!("no new producer: {error}"),
         }
+        self.current()
+    }
+
+    fn current(&self) -> Arc<Producer> {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -270,13 +268,9 @@ impl Health {
 
 impl ClientContext for Acknowledger {
     fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => {
-                log::error!("kafka: {reason}");
-                self.health.fatal.store(true, Ordering::Release);
-            }
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.health.reachable.store(false, Ordering::Release),
-            _ => log::debug!("kafka: {error}: {reason}"),
+        log::debug!("kafka: {error}: {reason}");
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.health.reachable.store(false, Ordering::Release);
         }
     }
 
@@ -302,5 +296,92 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledger {
         };
         self.health.end(result.is_ok());
         slip.receipt.note(slip.index, delivery);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+    use consumer::config::Secret;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+    use crate::journal::contract::{batch, keeps_the_contract};
+
+    type Cluster = MockCluster<'static, DefaultProducerContext>;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    async fn ready(brokers: &str, topic: &str) -> Arc<KafkaJournal> {
+        let mut settings = Cli::parse_from(["test", "--kafka-topic", topic]).settings;
+        settings.secrets.kafka_brokers = Some(Secret::new(brokers));
+        let journal = Arc::new(KafkaJournal::new(&settings).expect("settings"));
+        assert!(journal.ready().is_err(), "nobody has looked yet");
+        tokio::spawn(Arc::clone(&journal).watch());
+        reaches(&journal, true).await;
+        journal
+    }
+
+    async fn reaches(journal: &KafkaJournal, ready: bool) {
+        let waiting = async {
+            while journal.ready().is_ok() != ready {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waiting).await.expect("in time");
+    }
+
+    async fn mock() -> (Cluster, Arc<KafkaJournal>) {
+        let cluster = MockCluster::new(1).expect("a cluster");
+        cluster.create_topic("CAR_NUMBER", 3, 1).expect("a topic");
+        let journal = ready(&cluster.bootstrap_servers(), "CAR_NUMBER").await;
+        (cluster, journal)
+    }
+
+    #[tokio::test]
+    async fn the_contract_on_the_mock() {
+        let (_cluster, journal) = mock().await;
+        keeps_the_contract(&*journal, &batch(512)).await;
+    }
+
+    #[tokio::test]
+    async fn the_contract_on_kafka() {
+        let brokers = std::env::var("SECKILL_KAFKA_BROKERS")
+            .expect("SECKILL_KAFKA_BROKERS: run `scripts/servers up` and `eval \"$(scripts/servers env)\"`");
+        let topic = format!("test-{}", uuid::Uuid::now_v7().simple());
+        let journal = ready(&brokers, &topic).await;
+        keeps_the_contract(&*journal, &batch(512)).await;
+    }
+
+    /// A fatal error ends a producer, not the sale.
+    #[tokio::test]
+    async fn a_producer_that_failed_for_good_is_replaced() {
+        let (cluster, journal) = mock().await;
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER];
+        cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+        let receipt = journal.append(&batch(1));
+        tokio::time::timeout(Duration::from_secs(20), receipt.done()).await.expect("given up");
+        cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        reaches(&journal, true).await;
+        keeps_the_contract(&*journal, &batch(3)).await;
+    }
+
+    /// Without an acknowledgement for a while nothing more is taken; with one it goes on.
+    #[tokio::test]
+    async fn a_broker_that_is_away_is_noticed_and_found_again() {
+        let (cluster, journal) = mock().await;
+        cluster.broker_down(1).expect("down");
+        let receipt = journal.append(&batch(2));
+        reaches(&journal, false).await;
+        cluster.broker_up(1).expect("up");
+        reaches(&journal, true).await;
+        tokio::time::timeout(Duration::from_secs(20), receipt.done()).await.expect("delivered or given up");
+        keeps_the_contract(&*journal, &batch(3)).await;
     }
 }

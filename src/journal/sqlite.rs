@@ -209,3 +209,38 @@ impl Journal for SqliteJournal {
 
     async fn flush(&self, _within: Duration) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::item::Item;
+    use crate::journal::contract::keeps_the_contract;
+    use crate::stock::Stock as _;
+    use crate::stock::contract::call;
+    use crate::stock::memory::MemoryStock;
+
+    #[tokio::test]
+    async fn the_contract() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = SqliteFile::open(&folder.path().join("sale.db"), true).await.expect("a file");
+        let journal = Arc::new(SqliteJournal::new(file));
+        let stock = MemoryStock::open(Arc::clone(&journal)).await.expect("a stock");
+        let item = Item::default();
+        stock.seed(&item, 9, Uuid::now_v7()).await.expect("seeded");
+        let taken = stock.take(&item, &call(&[None, Some("a"), None], true)).await.expect("taken");
+        keeps_the_contract(&*journal, &taken.taken.expect("a batch")).await;
+    }
+
+    #[tokio::test]
+    async fn whoever_comes_second_writes_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = SqliteFile::open(&folder.path().join("sale.db"), true).await.expect("a file");
+        let (one, two) = (SqliteJournal::new(file.clone()), SqliteJournal::new(file));
+        let sales = crate::journal::contract::batch(2);
+        one.write(0, sales.sales()).await.expect("written");
+        let late = crate::journal::contract::batch(3);
+        assert!(matches!(two.write(1, late.sales()).await, Err(WriteError::Overtaken)));
+        assert_eq!(two.read(0).await.expect("rows").len(), 2);
+        two.write(2, late.sales()).await.expect("written");
+    }
+}
