@@ -117,10 +117,15 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> 
     let caught_up = behind(&ends, &posted) == 0;
     let records = world.ledger.sales().await.map_err(|error| error.to_string())?;
     let faults = world.ledger.faults().await.map_err(|error| error.to_string())?;
-    audit.conflicts = faults.conflicts;
+    audit.conflicts = match only {
+        Some(item) => {
+            records.iter().filter(|sale| sale.item == item.name()).map(|sale| sale.doubled.len() as u64).sum()
+        }
+        None => faults.conflicts,
+    };
     audit.dead_letters = faults.dead_letters;
-    if faults.conflicts > 0 {
-        audit.reasons.push(format!("{} sales in conflict, see table seckill_conflict", faults.conflicts));
+    if audit.conflicts > 0 {
+        audit.reasons.push(format!("{} sales in conflict, see table seckill_conflict", audit.conflicts));
     }
     for Before { item, books, outbox } in before {
         let mut records: BTreeMap<Uuid, &SaleRecord> = records
@@ -137,8 +142,14 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> 
         for (epoch, record) in records.into_iter().filter(|(_, record)| record.highest > 0) {
             // The stock has forgotten this sale: Redis was emptied. What it sold is recorded.
             log::warn!("{item}: sale {epoch} is known to the ledger alone, up to serial {}", record.highest);
-            let book =
-                Book { epoch, serial: record.highest, left: 0, seeded: record.highest, on_sale: false };
+            let book = Book {
+                epoch,
+                serial: record.highest,
+                left: 0,
+                seeded: record.highest,
+                on_sale: false,
+                shut: false,
+            };
             let finding = audit.check(world, &item, &book, Some(record), None, caught_up).await?;
             audit.items.push(finding);
         }
@@ -174,7 +185,9 @@ impl Audit {
                 .map(|record| record.doubled.iter().copied().take(LISTED).collect())
                 .unwrap_or_default(),
         };
-        let whole = recorded >= book.serial && record.is_none_or(|record| record.highest == recorded);
+        let void = record.map_or(0, |record| record.void);
+        let whole =
+            recorded + void >= book.serial && record.is_none_or(|record| record.highest <= recorded + void);
         if !whole {
             let serials =
                 world.ledger.serials(item.name(), book.epoch).await.map_err(|error| error.to_string())?;

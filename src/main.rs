@@ -55,6 +55,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make Redis' books anew from ledger and journal, after it lost something
+    #[command(
+        after_help = "Shows what it would do; --yes does it, with the sale shut meanwhile. Units added by hand after \
+                            the last sale are known to nobody: say with --left how many are left. Safe to run twice, and while nodes run."
+    )]
+    Restore {
+        /// Only this item
+        #[arg(long, value_name = "NAME")]
+        item: Option<Item>,
+        /// So many units are left, whatever the books say
+        #[arg(long, value_name = "N", value_parser = config::units, requires = "item")]
+        left: Option<u64>,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -79,6 +95,9 @@ fn main() -> ExitCode {
                 operate::seed(&settings, &item(name), units.unwrap_or_default()).await
             }
             Some(Command::Status { item, json }) => operate::status(&settings, item.as_ref(), json).await,
+            Some(Command::Restore { item, left, yes }) => {
+                operate::restore(&settings, item.as_ref(), left, yes).await
+            }
             Some(Command::Audit { item, json }) => operate::audit(&settings, item.as_ref(), json).await,
         }
     })

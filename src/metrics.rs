@@ -13,6 +13,7 @@ pub struct Metrics {
     pub take_batch_attempts: Histogram,
     left: IntGaugeVec,
     outbox: IntGaugeVec,
+    shut: IntGaugeVec,
 }
 
 impl Metrics {
@@ -42,7 +43,12 @@ impl Metrics {
                 Opts::new("seckill_outbox_sales", "Units taken and not yet acknowledged by the journal."),
                 &["item"],
             )?,
+            shut: IntGaugeVec::new(
+                Opts::new("seckill_shut", "1 while the books are checked or in doubt and nothing is sold."),
+                &["item"],
+            )?,
         };
+        registry.register(Box::new(metrics.shut.clone()))?;
         registry.register(Box::new(metrics.attempts.clone()))?;
         registry.register(Box::new(metrics.purchase_seconds.clone()))?;
         registry.register(Box::new(metrics.take_batch_attempts.clone()))?;
@@ -58,6 +64,11 @@ impl Metrics {
             // Not there before, either: nothing to remove.
             None => drop(self.left.remove_label_values(&[item])),
         }
+    }
+
+    /// Shows whether an item is shut.
+    pub fn shut(&self, item: &str, shut: bool) {
+        self.shut.with_label_values(&[item]).set(i64::from(shut));
     }
 
     /// Shows how many units of an item stand in the outbox.

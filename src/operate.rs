@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 use crate::audit::{self, Audit};
 use crate::item::Item;
-use crate::world::{Purpose, World, WorldError};
+use crate::reopen::{self, Restoration};
+use crate::stock::Book;
+use crate::world::{Kind, Purpose, World, WorldError};
 
 /// The books could not be checked (`EX_UNAVAILABLE` of sysexits.h).
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -62,6 +64,63 @@ pub async fn add(settings: &Settings, item: &Item, units: u64) -> ExitCode {
             "nobody knows whether {units} units were added ({why}); look with `seckill status` before you repeat it"
         )),
     }
+}
+
+/// `seckill restore`: the stock's books anew, from ledger and journal.
+pub async fn restore(settings: &Settings, only: Option<&Item>, left: Option<u64>, write: bool) -> ExitCode {
+    let world = match open(settings, Purpose::Read).await {
+        Ok(world) => world,
+        Err(code) => return code,
+    };
+    if let Kind::Embedded(..) = world.kind {
+        return print("nothing to do: the embedded world makes its stock from its journal at every start");
+    }
+    let items = match items(&world, only).await {
+        Ok(items) => items,
+        Err(why) => return failure(&why),
+    };
+    let mut code = ExitCode::SUCCESS;
+    for item in &items {
+        let said = match reopen::restore(&world, item, left, write).await {
+            Ok(Restoration::Unneeded) => {
+                format!("{item}: nothing to do, the sale is open and its books are believed")
+            }
+            Ok(Restoration::Unknown) => format!("{item}: nothing to do, no sale is known"),
+            Ok(Restoration::Book { epoch, serial, void, left }) => format!(
+                "{item}: sale {epoch} {} with serial {serial} ({void} of them void) and {left} left",
+                if write { "is open" } else { "would be opened" }
+            ),
+            Ok(Restoration::Refused(why)) => {
+                code = failure(&format!("{item}: not restored: {why}"));
+                continue;
+            }
+            Err(why) => {
+                code = failure(&format!("{item}: not restored: {why}"));
+                continue;
+            }
+        };
+        if print(&said) != ExitCode::SUCCESS {
+            code = ExitCode::FAILURE;
+        }
+    }
+    if !write {
+        log::info!("nothing was changed; --yes does it, with the sale shut meanwhile");
+        log::info!("units added by hand after the last sale are known to nobody; --left N says what is left");
+    }
+    code
+}
+
+/// One item, or all that stock or ledger know.
+async fn items(world: &World, only: Option<&Item>) -> Result<Vec<Item>, String> {
+    if let Some(item) = only {
+        return Ok(vec![item.clone()]);
+    }
+    let mut items = world.stock.items().await.map_err(|error| error.to_string())?;
+    let recorded = world.ledger.sales().await.map_err(|error| error.to_string())?;
+    items.extend(recorded.iter().filter_map(|sale| sale.item.parse().ok()));
+    items.sort();
+    items.dedup();
+    Ok(items)
 }
 
 /// One item, as `status --json` shows it.
@@ -130,10 +189,11 @@ async fn line(world: &World, item: &Item) -> Line {
                 }
                 Some(book) => Line {
                     item: name,
-                    state: match (book.on_sale, book.left) {
-                        (false, _) => "not_on_sale",
-                        (true, 0) => "sold_out",
-                        (true, _) => "open",
+                    state: match book {
+                        Book { shut: true, .. } => "shut",
+                        Book { on_sale: false, .. } => "not_on_sale",
+                        Book { left: 0, .. } => "sold_out",
+                        _ => "open",
                     },
                     epoch: Some(book.epoch).filter(|epoch| !epoch.is_nil()),
                     left: book.left,

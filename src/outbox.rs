@@ -3,7 +3,7 @@
 //! The process that took it may have died, or the broker was away. Every node does it, for
 //! whatever has stood in the outbox long enough; the ledger drops what arrives twice.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub struct Announcer {
     stock: Arc<dyn Stock>,
     journal: Arc<dyn Journal>,
     metrics: Metrics,
-    first_seen: HashMap<(Item, Uuid), Instant>,
-    complained: HashSet<String>,
+    first_seen: BTreeMap<(Item, Uuid), Instant>,
+    complained: BTreeSet<String>,
 }
 
 impl Announcer {
@@ -49,8 +49,8 @@ impl Announcer {
             stock: Arc::clone(stock),
             journal: Arc::clone(journal),
             metrics: metrics.clone(),
-            first_seen: HashMap::new(),
-            complained: HashSet::new(),
+            first_seen: BTreeMap::new(),
+            complained: BTreeSet::new(),
         }
     }
 
@@ -82,7 +82,7 @@ impl Announcer {
                     log::error!("an outbox entry cannot be read and stays where it is: {entry}");
                 }
             }
-            let stands: HashSet<Uuid> = outbox.batches.iter().map(|batch| batch.id).collect();
+            let stands: BTreeSet<Uuid> = outbox.batches.iter().map(|batch| batch.id).collect();
             self.first_seen.retain(|(of, id), _| *of != item || stands.contains(id));
             let mut announced = 0;
             for batch in outbox.batches {

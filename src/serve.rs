@@ -21,6 +21,7 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::operate;
 use crate::outbox::Announcer;
+use crate::reopen::Reopener;
 use crate::shop::Shop;
 use crate::world::{Kind, Purpose, World};
 
@@ -61,6 +62,9 @@ pub async fn serve(settings: Settings) -> ExitCode {
         Ok(world) => world,
         Err(code) => return code,
     };
+    if matches!(world.kind, Kind::Servers(_)) && std::env::var_os("SECKILL_STOCK").is_some() {
+        log::warn!("SECKILL_STOCK is for the embedded world; here `seckill seed N` puts units on sale");
+    }
     match run(window, world, buyers, ops).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failure(&why),
@@ -80,6 +84,7 @@ async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener
     let (stop, stopped) = oneshot::channel();
     let recording = background(world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
     let mut recording = tokio::spawn(recording);
+    tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
     tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
 
     let draining = Arc::new(AtomicBool::new(false));

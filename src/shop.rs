@@ -1,6 +1,6 @@
 //! THE rule of the sale: the one place that decides what a buyer is told.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::metrics::Metrics;
 use crate::stock::{Attempt, Stock};
 use crate::till::{DELIVERY_DEADLINE, Standing, Till};
 
-/// Items nobody has heard of are looked up in the stock, so many at once; names made up by
-/// callers get `busy` beyond it and leave nothing behind.
+/// Items nobody has heard of are looked up in the stock, so many at once, and so are old
+/// orders: what callers make up costs no more than this, and leaves nothing behind.
 const LOOKUPS_AT_ONCE: usize = 64;
 
 /// Clocks of nodes may differ by so much before an order counts as not of this shop's making.
@@ -97,7 +97,7 @@ pub struct Shop {
     metrics: Metrics,
     window: Window,
     counter: Arc<Till>,
-    others: RwLock<HashMap<Item, Arc<Till>>>,
+    others: RwLock<BTreeMap<Item, Arc<Till>>>,
     lookups: Semaphore,
 }
 
@@ -166,6 +166,7 @@ impl Shop {
             Ok(None) if here.is_none() => {}
             Ok(None) | Err(_) => return unsure,
         }
+        let Ok(_permit) = self.lookups.try_acquire() else { return unsure };
         match age(order) {
             Age::Young => return OrderStatus::Pending,
             Age::NotOurs => return OrderStatus::Unknown,
@@ -245,6 +246,7 @@ impl Shop {
             return Ok(Arc::clone(&self.counter));
         }
         if let Some(till) = self.known(item) {
+            till.refreshed().await;
             return Ok(till);
         }
         let Ok(_permit) = self.lookups.try_acquire() else { return Err(Purchase::Busy) };

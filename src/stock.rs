@@ -42,6 +42,19 @@ pub trait Stock: Send + Sync {
     /// Adds units to the running sale; what is left then, or `None` when nothing is on sale.
     async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError>;
 
+    /// Shuts the sale under `id`: nothing is taken, looked up or seeded until it is opened. What
+    /// was found, or `None` when there is nothing to reopen. A stock that cannot lose anything
+    /// is never shut.
+    async fn shut(&self, _item: &Item, _id: Uuid, _why: Shutting) -> Result<Option<Shut>, StockError> {
+        Ok(None)
+    }
+
+    /// Opens the sale, unless somebody else shut it meanwhile: then nothing happens and it says
+    /// `false`.
+    async fn open(&self, _item: &Item, _opening: &Opening) -> Result<bool, StockError> {
+        Ok(false)
+    }
+
     /// The running sale's book, then those of earlier sales.
     async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError>;
 }
@@ -94,6 +107,8 @@ pub struct Reply {
     pub left: Option<u64>,
     /// Entries in the outbox after the call.
     pub open: u64,
+    /// The sale is shut: nothing was taken or looked up.
+    pub shut: bool,
     /// What was taken.
     pub taken: Option<Batch>,
     /// One for each attempt, in order.
@@ -117,6 +132,8 @@ pub enum Outcome {
     NotTaken,
     /// What stands under its name cannot be read.
     Unreadable,
+    /// No unit: the sale is shut.
+    Shut,
 }
 
 /// A sale that an earlier attempt of the same name made.
@@ -265,6 +282,57 @@ pub struct Book {
     pub seeded: u64,
     /// Whether it is the running sale, and its counter exists.
     pub on_sale: bool,
+    /// Whether it is the running sale, and shut or not believed.
+    pub shut: bool,
+}
+
+/// Why a sale is to be shut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutting {
+    /// Because its stock was restarted; one that is open and believed stays open. Takes over
+    /// from who has shut it under this id.
+    Reopen(Option<Uuid>),
+    /// Because an operator wants its books made anew, whatever they say.
+    Restore,
+}
+
+/// A sale that is shut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shut {
+    /// Under which id; another one than asked for: somebody else is at it.
+    pub by: String,
+    /// Which life of the stock this is.
+    pub run: String,
+    /// The book's sale; `None` when there is no book.
+    pub epoch: Option<Uuid>,
+    /// Units sold, by the book.
+    pub serial: u64,
+}
+
+/// How a sale is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// The id under which it was shut.
+    pub id: Uuid,
+    /// The life of the stock that was looked at.
+    pub run: String,
+    /// The term its sales have from now on.
+    pub term: u64,
+    /// The book, when it is to be made anew.
+    pub anew: Option<Anew>,
+}
+
+/// A book as the ledger has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Anew {
+    /// The sale.
+    pub epoch: Uuid,
+    /// Its last serial.
+    pub serial: u64,
+    /// Units left.
+    pub left: u64,
+    /// The sales of named attempts.
+    pub winners: Vec<Sale>,
 }
 
 /// Why the stock did not do what it was asked.

@@ -3,7 +3,7 @@
 //! Attempts that arrive while a call is in flight go together in the next one; there is no
 //! timer. The till owns what it takes: a client that hangs up changes nothing.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -42,6 +42,9 @@ const MAX_OPEN: u64 = 20_000;
 /// Acknowledged batches a node remembers, to say `accepted` before the ledger has them.
 const REMEMBERED: usize = 64;
 
+/// Why nothing is sold while a sale is shut, as `/readyz` and the log say it.
+const SHUT: &str = "shut: its books are being checked, or lack something; see the log, and `seckill restore`";
+
 /// One item's till on one node.
 pub struct Till {
     item: Item,
@@ -66,7 +69,7 @@ struct Books {
     /// The number of the call whose reply the level shows.
     shown: u64,
     /// Batches being appended, and those appended that the stock was not told of.
-    flights: HashMap<Uuid, Arc<Flight>>,
+    flights: BTreeMap<Uuid, Arc<Flight>>,
     /// Acknowledged; told to the stock with the next call, kept until a reply confirms it.
     settled: Vec<Uuid>,
     remembered: VecDeque<Arc<Batch>>,
@@ -144,6 +147,11 @@ impl Till {
         self.level.load().view(self.window, self.journal.ready().is_ok())
     }
 
+    /// Whether the stock said last that the sale is shut.
+    pub fn is_shut(&self) -> bool {
+        self.level.load().trouble.as_deref() == Some(SHUT)
+    }
+
     /// Entries in the outbox, as last heard.
     pub fn open_entries(&self) -> u64 {
         self.level.load().open
@@ -157,10 +165,10 @@ impl Till {
         self.level.load().doubt().map_or(Ok(()), |doubt| Err(format!("{}: {doubt}", self.item)))
     }
 
-    /// Waits for the next reply of the stock, good or bad.
+    /// Waits until the stock has replied at least once, good or bad.
     pub async fn refreshed(&self) {
-        let mut replies = self.replies.subscribe();
-        let _ = replies.changed().await;
+        // Ends with an error only when the till does.
+        let _ = self.replies.subscribe().wait_for(|replies| *replies > 0).await;
     }
 
     /// Puts an attempt into the queue and waits for its answer.
@@ -270,7 +278,7 @@ impl Till {
         };
         let (Reply { taken, outcomes, standing, .. }, not_taken) = reply;
         let flight = taken.map(|batch| self.launch(Arc::new(batch)));
-        let flights: HashMap<Uuid, Arc<Flight>> =
+        let flights: BTreeMap<Uuid, Arc<Flight>> =
             standing.into_iter().map(|batch| (batch.id, self.launch(Arc::new(batch)))).collect();
         // The next call may go: what is left to do is between the journal and these buyers.
         drop(permit);
@@ -296,7 +304,7 @@ impl Till {
                 Outcome::SoldOut => Purchase::SoldOut,
                 Outcome::NotOnSale => Purchase::NotOnSale,
                 Outcome::NotTaken => not_taken,
-                Outcome::Unreadable => Purchase::Unavailable,
+                Outcome::Unreadable | Outcome::Shut => Purchase::Unavailable,
             };
             let _ = answer.send(tell(asked, told));
         }
@@ -337,9 +345,13 @@ impl Till {
             books.forget(&call.settled);
         }
         let shown = match &answer {
-            Ok(reply) => {
-                Level { asked, epoch: reply.epoch, left: reply.left, open: reply.open, trouble: None }
-            }
+            Ok(reply) => Level {
+                asked,
+                epoch: reply.epoch,
+                left: reply.left,
+                open: reply.open,
+                trouble: reply.shut.then(|| SHUT.into()),
+            },
             Err(error) => Level { asked, trouble: Some(error.to_string().into()), ..(**level).clone() },
         };
         // Two calls may answer out of order; the later question knows better.
@@ -426,7 +438,7 @@ impl Flight {
 }
 
 impl Known {
-    fn place(&self, flights: &HashMap<Uuid, Arc<Flight>>) -> Option<(Arc<Flight>, usize)> {
+    fn place(&self, flights: &BTreeMap<Uuid, Arc<Flight>>) -> Option<(Arc<Flight>, usize)> {
         let flight = flights.get(&self.batch)?;
         Some((Arc::clone(flight), flight.batch.position(self.order)?))
     }

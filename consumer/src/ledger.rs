@@ -4,12 +4,12 @@
 //! and say what an error of theirs means.
 
 pub mod mysql;
+pub mod post;
+pub mod row;
 pub mod sqlite;
 
 #[cfg(test)]
 mod contract;
-mod post;
-mod row;
 mod statements;
 
 use std::collections::BTreeMap;
@@ -45,8 +45,21 @@ pub trait Ledger: Send + Sync {
     /// Every sale the ledger knows: those begun by `seed` and those with rows.
     async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError>;
 
-    /// The serials recorded of one sale, ascending.
+    /// The serials of one sale that are accounted for, recorded or void, ascending.
     async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError>;
+
+    /// Raises the term of a sale and says what is recorded of it, in one transaction: from then
+    /// on its sales of an older term are put aside as late, so that the answer stays true.
+    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;
+
+    /// The same without raising the term: true only for the moment.
+    async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;
+
+    /// The recorded sales of named attempts, by which a winner who asks again is known.
+    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError>;
+
+    /// Writes off serials that were lost and told to nobody; once more is fine.
+    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError>;
 
     /// What was put aside.
     async fn faults(&self) -> Result<Faults, LedgerError>;
@@ -101,6 +114,8 @@ pub struct Posted {
     pub duplicate: u64,
     /// Sales whose unit or order is recorded otherwise.
     pub conflict: u64,
+    /// Sales of a term that is over: told to nobody.
+    pub late: u64,
     /// Messages that could not be read or recorded.
     pub dead_letter: u64,
 }
@@ -114,10 +129,27 @@ pub struct SaleRecord {
     pub epoch: Uuid,
     /// Rows recorded.
     pub recorded: u64,
+    /// Serials written off.
+    pub void: u64,
     /// The highest serial recorded, 0 when none.
     pub highest: u64,
     /// Serials in conflict (reason `late` apart), ascending, each once.
     pub doubled: Vec<u64>,
+}
+
+/// What the ledger has of a sale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// The term; 0 until it is first raised.
+    pub term: u64,
+    /// Serials accounted for: recorded or void.
+    pub accounted: u64,
+    /// The highest serial recorded, 0 when none.
+    pub highest: u64,
+    /// Units left after the highest serial; what the sale began with, when none is recorded.
+    pub remaining: u64,
+    /// Whether the ledger knows a newer sale of this item.
+    pub outdated: bool,
 }
 
 /// Totals of the side tables.
@@ -152,6 +184,9 @@ pub enum LedgerError {
     #[error("the ledger cannot be used: {0}")]
     Broken(String),
 }
+
+/// Why a sale of a term that is over is put aside; no fault in the books.
+pub(crate) const LATE: &str = "late";
 
 /// What a message turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]

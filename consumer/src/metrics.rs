@@ -58,6 +58,7 @@ impl Metrics {
             ("new", posted.new),
             ("duplicate", posted.duplicate),
             ("conflict", posted.conflict),
+            ("late", posted.late),
             ("dead_letter", posted.dead_letter),
         ] {
             self.sales.with_label_values(&[outcome]).inc_by(count);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use consumer::ledger::{
-    Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord, fingerprint,
+    Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord, fingerprint,
 };
 use consumer::metrics::Metrics;
 use consumer::reader::{Read, Reader, ReaderError};
@@ -119,6 +119,22 @@ impl Ledger for FakeLedger {
 
     async fn serials(&self, _: &str, _: Uuid) -> Result<Vec<u64>, LedgerError> {
         Ok(Vec::new())
+    }
+
+    async fn raise_term(&self, _: &str, _: Uuid) -> Result<Account, LedgerError> {
+        Err(LedgerError::Broken("not in the script".into()))
+    }
+
+    async fn account(&self, _: &str, _: Uuid) -> Result<Account, LedgerError> {
+        Err(LedgerError::Broken("not in the script".into()))
+    }
+
+    async fn winners(&self, _: &str, _: Uuid) -> Result<Vec<Sale>, LedgerError> {
+        Ok(Vec::new())
+    }
+
+    async fn void(&self, _: &str, _: Uuid, _: &[u64]) -> Result<(), LedgerError> {
+        Ok(())
     }
 
     async fn faults(&self) -> Result<Faults, LedgerError> {

@@ -53,7 +53,14 @@ impl Running {
     }
 
     fn book(&self, on_sale: bool) -> Book {
-        Book { epoch: self.epoch, serial: self.serial, left: self.left(), seeded: self.seeded, on_sale }
+        Book {
+            epoch: self.epoch,
+            serial: self.serial,
+            left: self.left(),
+            seeded: self.seeded,
+            on_sale,
+            shut: false,
+        }
     }
 }
 
@@ -135,6 +142,7 @@ impl Shelves {
             epoch: Some(running.epoch),
             left: Some(left - sold),
             open: 0,
+            shut: false,
             taken,
             outcomes,
             standing: Vec::new(),

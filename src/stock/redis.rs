@@ -9,7 +9,9 @@ use deadpool_redis::{Connection, Manager, Pool, Runtime};
 use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisError, Script, Value};
 use uuid::Uuid;
 
-use super::{Attempt, Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
+use super::{
+    Attempt, Batch, Book, Call, Known, Opening, Outbox, Outcome, Reply, Shut, Shutting, Stock, StockError,
+};
 use crate::item::Item;
 
 /// Longer than a slow disk's fsync, short enough that a buyer hears within a second.
@@ -22,6 +24,8 @@ const PROBE_EVERY: Duration = Duration::from_millis(100);
 const MAX_CONNECTIONS: usize = 16;
 /// Entries asked for at once when reading an outbox.
 const SCAN_COUNT: usize = 64;
+/// Winners written at once when attempts are made anew.
+const RECORDS_AT_ONCE: usize = 1000;
 /// The set of all items' names.
 const ITEMS: &str = "seckill:items";
 
@@ -30,6 +34,8 @@ pub struct RedisStock {
     link: Arc<Link>,
     take: Script,
     seed: Script,
+    shut: Script,
+    open: Script,
 }
 
 struct Link {
@@ -85,6 +91,8 @@ impl RedisStock {
             link: Arc::new(Link { pool, idle: Mutex::default(), silent: AtomicBool::new(false) }),
             take: Script::new(include_str!("take.lua")),
             seed: Script::new(include_str!("seed.lua")),
+            shut: Script::new(include_str!("shut.lua")),
+            open: Script::new(include_str!("open.lua")),
         })
     }
 
@@ -131,7 +139,7 @@ impl RedisStock {
 /// What Redis said; our own scripts name the key.
 fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
-        (Some("BADKEY"), Some(detail)) => format!("redis: {detail}"),
+        (Some("BADKEY" | "SHUT"), Some(detail)) => format!("redis: {detail}"),
         _ => format!("redis: {error}"),
     }
 }
@@ -299,9 +307,58 @@ impl Stock for RedisStock {
         Ok(left.map(not_negative))
     }
 
+    async fn shut(&self, item: &Item, id: Uuid, why: Shutting) -> Result<Option<Shut>, StockError> {
+        let keys = Keys::of(item);
+        let (why, from) = match why {
+            Shutting::Reopen(from) => ("reopen", from),
+            Shutting::Restore => ("restore", None),
+        };
+        let mut script = self.shut.prepare_invoke();
+        script.key(&keys.book).arg(id.to_string()).arg(why);
+        script.arg(from.map(|from| from.to_string()).unwrap_or_default());
+        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
+        let found: Option<Vec<String>> = redis::from_redis_value(answer)
+            .map_err(|error| StockError::Refused(format!("redis: {}: {error}", keys.book)))?;
+        let Some(found) = found else { return Ok(None) };
+        let bad = || StockError::Refused(format!("redis: {}: cannot be read", keys.book));
+        let [by, run, epoch, serial] = &found[..] else { return Err(bad()) };
+        let epoch = Some(epoch).filter(|epoch| !epoch.is_empty());
+        Ok(Some(Shut {
+            by: by.clone(),
+            run: run.clone(),
+            epoch: epoch.map(|epoch| epoch.parse()).transpose().map_err(|_| bad())?,
+            serial: serial.parse().map_err(|_| bad())?,
+        }))
+    }
+
+    async fn open(&self, item: &Item, opening: &Opening) -> Result<bool, StockError> {
+        let keys = Keys::of(item);
+        let prepared = format!("{}:{}", keys.attempts, opening.id);
+        if let Some(anew) = &opening.anew {
+            for winners in anew.winners.chunks(RECORDS_AT_ONCE) {
+                let mut command = redis::cmd("HSET");
+                command.arg(&prepared);
+                for sale in winners {
+                    // Not in the outbox any more: no batch.
+                    let record = format!("{} {} {}", sale.order, sale.remaining, Uuid::nil());
+                    command.arg(sale.attempt.as_deref()).arg(record);
+                }
+                self.read::<Value>(&prepared, &command).await?;
+            }
+        }
+        let mut script = self.open.prepare_invoke();
+        script.key(&keys.counter).key(&keys.book).key(&keys.outbox).key(&keys.attempts).key(&prepared);
+        script.arg(opening.id.to_string()).arg(&opening.run).arg(opening.term);
+        if let Some(anew) = &opening.anew {
+            script.arg(anew.epoch.to_string()).arg(anew.serial).arg(anew.left);
+        }
+        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
+        redis::from_redis_value(answer).map_err(|error| StockError::Silent(format!("redis: {error}")))
+    }
+
     async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {
         let keys = Keys::of(item);
-        type Fields = (Option<String>, Vec<Option<String>>, Vec<(String, String)>);
+        type Fields = (Option<String>, Vec<Option<String>>, Vec<(String, String)>, String);
         let answer = self
             .ask(async |connection| {
                 redis::pipe()
@@ -310,15 +367,17 @@ impl Stock for RedisStock {
                     .arg(&keys.counter)
                     .cmd("HMGET")
                     .arg(&keys.book)
-                    .arg(&["epoch", "serial", "left", "seeded"])
+                    .arg(&["epoch", "serial", "left", "seeded", "run", "shut"])
                     .cmd("HGETALL")
                     .arg(&keys.books)
+                    .cmd("INFO")
+                    .arg("server")
                     .query_async(connection)
                     .await
             })
             .await?;
         let bad = |key: &str| StockError::Refused(format!("redis: {key}: cannot be read"));
-        let (counter, book, earlier): Fields =
+        let (counter, book, earlier, server): Fields =
             redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
         let counter = counter
             .map(|counter| counter.parse::<i64>())
@@ -326,6 +385,8 @@ impl Stock for RedisStock {
             .map_err(|_| StockError::Refused(format!("redis: {}: not a whole number", keys.counter)))?;
         let number = |index: usize| book[index].as_deref().and_then(|number| number.parse::<i64>().ok());
         let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
+        let run = server.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
+        let shut = book[5].is_some() || (epoch.is_some() && book[4].as_deref() != Some(run));
         let mut books = Vec::new();
         let now = counter.map_or(0, not_negative);
         if let Some(epoch) = epoch {
@@ -339,9 +400,10 @@ impl Stock for RedisStock {
                 left: now,
                 seeded: not_negative(seeded + by_hand),
                 on_sale: counter.is_some(),
+                shut,
             });
         } else if counter.is_some() {
-            books.push(Book { epoch: Uuid::nil(), serial: 0, left: now, seeded: now, on_sale: true });
+            books.push(Book { epoch: Uuid::nil(), serial: 0, left: now, seeded: now, on_sale: true, shut });
         }
         for (epoch, book) in earlier {
             books.push(earlier_book(&epoch, &book).ok_or_else(|| bad(&format!("{} {epoch}", keys.books)))?);
@@ -360,12 +422,16 @@ fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
         left: number()?,
         seeded: number()?,
         on_sale: false,
+        shut: false,
     })
 }
 
 fn not_negative(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
+
+/// What take.lua says is left when the sale is shut.
+const SHUT: i64 = -2;
 
 /// What take.lua returns.
 struct Answer {
@@ -391,6 +457,10 @@ impl FromRedisValue for Answer {
 impl Answer {
     fn into_reply(self, item: &Item, call: &Call, named: &[&Attempt], anonymous: &[&Attempt]) -> Reply {
         let epoch = self.epoch.parse().ok();
+        if self.left == SHUT {
+            let outcomes = vec![Outcome::Shut; call.attempts.len()];
+            return Reply { epoch, open: self.open, shut: true, outcomes, ..Reply::default() };
+        }
         let mut winners: Vec<Attempt> = Vec::new();
         let outcomes: Vec<Outcome> =
             self.outcomes.iter().map(|outcome| self.named_outcome(outcome, call)).collect();
@@ -433,7 +503,15 @@ impl Answer {
             at: call.at,
             attempts: winners,
         });
-        Reply { epoch, left: u64::try_from(self.left).ok(), open: self.open, taken, outcomes, standing }
+        Reply {
+            epoch,
+            left: u64::try_from(self.left).ok(),
+            open: self.open,
+            shut: false,
+            taken,
+            outcomes,
+            standing,
+        }
     }
 
     fn without_unit(&self, call: &Call) -> Outcome {

@@ -12,9 +12,12 @@ end
 if not kind(BOOK, 'hash') then return redis.error_reply('BADKEY ' .. BOOK .. ': not a hash') end
 if not kind(BOOKS, 'hash') then return redis.error_reply('BADKEY ' .. BOOKS .. ': not a hash') end
 
-local epoch = redis.call('HGET', BOOK, 'epoch')
-if epoch == ARGV[1] then return 0 end
 local run = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
+local epoch, last, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'run', 'shut'))
+if epoch == ARGV[1] then return 0 end
+if shut or (epoch and last ~= run) then
+  return redis.error_reply('SHUT the books of ' .. COUNTER .. ' are not complete, or not checked yet')
+end
 local stands = redis.pcall('GET', COUNTER)
 if epoch then
   -- What was left is withdrawn; what an operator did since the last batch still counts.

@@ -38,16 +38,24 @@ if counter then
   if stands < 0 then stands = 0 end
 end
 
-local book = redis.pcall('HMGET', BOOK, 'epoch', 'serial', 'left', 'seeded', 'term', 'run')
+local book = redis.pcall('HMGET', BOOK, 'epoch', 'serial', 'left', 'seeded', 'term', 'run', 'shut')
 if book.err then return wrong(BOOK, 'not a hash') end
 local epoch, serial, left, seeded, term = book[1], whole(book[2]), whole(book[3]), whole(book[4]), book[5]
-local run = book[6]
+local run, shut = book[6], book[7]
 if epoch and not (serial and left and seeded and whole(term)) then
   return wrong(BOOK, 'a number in it is missing or wrong')
 end
 
 local open = redis.pcall('HLEN', OUTBOX)
 if type(open) == 'table' then return wrong(OUTBOX, 'not a hash') end
+
+-- A Redis that was restarted is not believed until its books were shown to be complete.
+local here = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
+if shut or (epoch and run ~= here) then
+  local settled = 8 + 2 * named
+  if ARGV[settled] then open = open - redis.call('HDEL', OUTBOX, unpack(ARGV, settled)) end
+  return { -2, epoch or '', term or '0', 0, 0, 0, open, {}, {} }
+end
 
 local known = {}
 if named > 0 then
@@ -59,8 +67,7 @@ end
 local dirty = false
 if not epoch and counter then
   epoch, serial, left, seeded, term = ARGV[1], 0, stands, stands, '0'
-  run = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
-  dirty = true
+  run, dirty = here, true
 elseif epoch and stands ~= left then
   -- What an operator did since the last batch.
   seeded, left, dirty = seeded + stands - left, stands, true

@@ -233,3 +233,111 @@ async fn servers_started_last() {
     assert!(consumer.running());
     servers.balance(&told(&answers), 10).await;
 }
+
+/// A restarted Redis is not believed until the books were seen to be complete; then the sale
+/// opens by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_restarted() {
+    let mut servers = Servers::start().await;
+    let _consumer = servers.consumer();
+    let (node, other) = (servers.ready_node(&[]).await, servers.ready_node(&[]).await);
+    servers.redis::<()>(&["SET", "counter", "1000"]).await;
+    node.reaches("open", Duration::from_secs(2)).await;
+    let (stop, buyers) = stream(node.buy_url());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    servers.redis.take().unwrap().kill();
+    servers.start_redis().await;
+    node.reaches("unavailable", Duration::from_secs(2)).await;
+    node.reaches("open", Duration::from_secs(15)).await;
+    other.reaches("open", Duration::from_secs(2)).await;
+    let more = crowd(&[node.buy_url(), other.buy_url()], 20, 10, true).await;
+    assert_eq!(count(&more, "success"), 20, "{more:?}");
+    stop.send(()).unwrap();
+    let mut answers = buyers.await.unwrap();
+    answers.extend(more);
+    until("the outbox is empty", Duration::from_secs(60), async || {
+        servers.redis::<i64>(&["HLEN", "{counter}:outbox"]).await == 0
+    })
+    .await;
+    let left: usize = servers.redis(&["GET", "counter"]).await;
+    servers.balance(&told(&answers), 1000 - left).await;
+}
+
+/// A Redis that lost its tail sells nothing twice: it stays shut until `restore`.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_rolled_back_and_restored() {
+    let mut servers = Servers::start().await;
+    let _consumer = servers.consumer();
+    let node = servers.ready_node(&[]).await;
+    servers.redis::<()>(&["SET", "counter", "30"]).await;
+    node.reaches("open", Duration::from_secs(2)).await;
+    let before = crowd(&[node.buy_url()], 5, 5, false).await;
+    servers.rows_reach(5, Duration::from_secs(20)).await;
+    let aof = servers.folder.path().join("appendonlydir");
+    let saved = servers.folder.path().join("saved");
+    assert!(Command::new("cp").arg("-r").args([&aof, &saved]).status().unwrap().success());
+    let after = crowd(&[node.buy_url()], 8, 8, true).await;
+    assert_eq!(count(&after, "success"), 8);
+    servers.rows_reach(13, Duration::from_secs(20)).await;
+    servers.redis.take().unwrap().kill();
+    std::fs::remove_dir_all(&aof).unwrap();
+    std::fs::rename(&saved, &aof).unwrap();
+    servers.start_redis().await;
+
+    until("it is seen to be incomplete", Duration::from_secs(20), async || {
+        node.process.log().contains("seckill restore --item counter")
+    })
+    .await;
+    assert_eq!(node.state().await, "unavailable");
+    let refused = crowd(&[node.buy_url()], 20, 10, true).await;
+    assert_eq!(count(&refused, "unavailable"), 20, "neither success nor sold out: {refused:?}");
+    assert!(!ready(&node.ops).await);
+    let shown = servers.operate(&["restore"]);
+    assert!(String::from_utf8(shown.stdout).unwrap().contains("would be opened with serial 13"));
+    assert_eq!(node.state().await, "unavailable", "nothing was changed");
+    let done = servers.operate(&["restore", "--yes"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8(done.stdout).unwrap().contains("(0 of them void) and 17 left"));
+    node.reaches("open", Duration::from_secs(2)).await;
+    let again = servers.operate(&["restore", "--yes"]);
+    assert!(again.status.success() && String::from_utf8(again.stdout).unwrap().contains("nothing to do"));
+
+    // The winners are known, also those whom Redis had forgotten.
+    for (number, won) in after.iter().enumerate() {
+        let same = buy(&client(), &node.buy_url(), Some(&format!("buyer-{number}"))).await;
+        assert_eq!(same.order, won.order);
+    }
+    let rest = crowd(&[node.buy_url()], 30, 10, false).await;
+    assert_eq!((count(&rest, "success"), count(&rest, "sold_out")), (17, 13));
+    let mut orders = told(&before);
+    orders.extend(told(&after));
+    orders.extend(told(&rest));
+    servers.balance(&orders, 30).await;
+}
+
+/// An emptied Redis is not refilled by itself; `restore` has what ledger and journal know.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_wiped_and_restored() {
+    let servers = Servers::start().await;
+    let _consumer = servers.consumer();
+    let node = servers.ready_node(&[]).await;
+    assert!(servers.operate(&["seed", "20"]).status.success());
+    assert!(servers.operate(&["seed", "7", "--item", "shoe"]).status.success());
+    node.reaches("open", Duration::from_secs(2)).await;
+    let before = crowd(&[node.buy_url()], 6, 6, true).await;
+    servers.rows_reach(6, Duration::from_secs(20)).await;
+    servers.redis::<()>(&["FLUSHALL"]).await;
+    node.reaches("not_on_sale", Duration::from_secs(2)).await;
+    let done = servers.operate(&["restore", "--yes"]);
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success() && said.contains("serial 6 (0 of them void) and 14 left"), "{said}");
+    assert!(said.contains("serial 0 (0 of them void) and 7 left"), "{said}");
+    node.reaches("open", Duration::from_secs(2)).await;
+    let same = buy(&client(), &node.buy_url(), Some("buyer-3")).await;
+    assert_eq!(same.order, before[3].order);
+    let rest = crowd(&[node.buy_url()], 20, 10, false).await;
+    assert_eq!(count(&rest, "success"), 14);
+    let mut orders = told(&before);
+    orders.extend(told(&rest));
+    servers.balance(&orders, 20).await;
+}

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::mysql::MySqlLedger;
 use super::sqlite::SqliteLedger;
-use super::{Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Part, Posted, fingerprint};
+use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Part, Posted, fingerprint};
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
 use support::{Database, EPOCH, bytes, sale};
@@ -100,6 +100,9 @@ contract! {
     a_sale_begun_twice_began_once
     sales_and_serials_are_listed
     migrating_again_changes_nothing
+    after_the_term_is_raised_older_sales_are_late
+    what_the_ledger_knows_of_a_sale_when_its_term_is_raised
+    void_serials_are_accounted_for
 }
 
 fn part(partition: i32, from: Option<i64>, first: i64, values: &[Vec<u8>]) -> Part {
@@ -316,6 +319,47 @@ async fn sales_and_serials_are_listed(books: &dyn Books) {
     assert_eq!(listed, [("counter", EPOCH, 3, 7), ("counter", next, 0, 0), ("x-1", next, 1, 1)]);
     assert_eq!(serials(books).await, [1, 3, 7]);
     assert!(books.ledger().serials("counter", next).await.expect("read").is_empty());
+}
+
+async fn after_the_term_is_raised_older_sales_are_late(books: &dyn Books) {
+    let (known, late, current) = (sale(1), sale(2), Sale { term: 1, ..sale(2) });
+    post(books, &first(std::slice::from_ref(&known))).await;
+    let raised = books.ledger().raise_term("counter", EPOCH).await.expect("raised");
+    assert_eq!((raised.term, raised.accounted, raised.highest), (1, 1, 1));
+    let current = Sale { order: Uuid::now_v7(), ..current };
+    let values: Vec<_> = [&known, &late, &current].map(bytes).into();
+    let posted = post(books, &batch(vec![part(0, Some(1), 1, &values)])).await;
+    assert_eq!(counts(&posted), (1, 1, 0, 0), "a sale that was recorded in time is a duplicate");
+    assert_eq!(posted.late, 1);
+    assert_eq!(books.ledger().find(late.order).await.expect("looked"), None);
+    assert_eq!(books.ledger().find(current.order).await.expect("looked"), Some(current));
+    assert_eq!(faults(books).await, (0, 0), "late is no fault");
+}
+
+async fn what_the_ledger_knows_of_a_sale_when_its_term_is_raised(books: &dyn Books) {
+    let newer = Uuid::now_v7();
+    books.ledger().begin_sale("counter", newer, 70).await.expect("begun");
+    let unsold = books.ledger().raise_term("counter", newer).await.expect("raised");
+    let expected = Account { term: 1, accounted: 0, highest: 0, remaining: 70, outdated: false };
+    assert_eq!(unsold, expected);
+    let named = Sale { attempt: Some("k:a".into()), ..sale(3) };
+    post(books, &first(&[sale(1), named.clone()])).await;
+    let old = books.ledger().raise_term("counter", EPOCH).await.expect("raised");
+    let expected = Account { term: 1, accounted: 2, highest: 3, remaining: named.remaining, outdated: true };
+    assert_eq!(old, expected, "the newer sale is known");
+    assert_eq!(books.ledger().raise_term("counter", EPOCH).await.expect("raised").term, 2);
+    assert_eq!(books.ledger().winners("counter", EPOCH).await.expect("winners"), [named]);
+}
+
+async fn void_serials_are_accounted_for(books: &dyn Books) {
+    post(books, &first(&[sale(1), sale(4)])).await;
+    books.ledger().void("counter", EPOCH, &[2, 3]).await.expect("written off");
+    books.ledger().void("counter", EPOCH, &[3]).await.expect("once more");
+    assert_eq!(serials(books).await, [1, 2, 3, 4]);
+    let raised = books.ledger().raise_term("counter", EPOCH).await.expect("raised");
+    assert_eq!((raised.accounted, raised.highest), (4, 4));
+    let sales = books.ledger().sales().await.expect("sales");
+    assert_eq!((sales[0].recorded, sales[0].void, sales[0].highest), (2, 2, 4));
 }
 
 async fn migrating_again_changes_nothing(books: &dyn Books) {

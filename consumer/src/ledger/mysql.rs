@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{Failure, columns, odd, select_sale, statements, unrecorded};
-use super::{Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
+use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::config::ConfigError;
 use crate::sale::Sale;
 
@@ -45,7 +45,8 @@ const ISOLATION: &str = "set session transaction isolation level read committed"
 const SESSION: &str =
     "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = 5";
 
-statements!(Statements, MySql, failure, " for update");
+// MariaDB knows no `for share`.
+statements!(Statements, MySql, failure, " for update", " lock in share mode");
 
 /// The books in MySQL or MariaDB.
 #[derive(Debug, Clone)]
@@ -166,6 +167,40 @@ impl Ledger for MySqlLedger {
     async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
         let mut connection = self.connection().await?;
         let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).serials(item, epoch)).await;
+        done(connection, answer)
+    }
+
+    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+        let mut connection = self.connection().await?;
+        let at = datetime(Timestamp::now());
+        let answer = timeout(ANSWER_WITHIN, async {
+            let mut transaction = connection.begin().await.map_err(failed)?;
+            let raised = Statements(&mut transaction).raise_term(item, epoch, &at).await;
+            let ended = match &raised {
+                Ok(_) => transaction.commit().await,
+                Err(_) => transaction.rollback().await,
+            };
+            raised.and_then(|raised| ended.map(|()| raised).map_err(failed))
+        })
+        .await;
+        done(connection, answer)
+    }
+
+    async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).account(item, epoch)).await;
+        done(connection, answer)
+    }
+
+    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).winners(item, epoch)).await;
+        done(connection, answer)
+    }
+
+    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).void(item, epoch, serials)).await;
         done(connection, answer)
     }
 

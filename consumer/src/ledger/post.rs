@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::row::{MAX_MESSAGE_BYTES, Row};
-use super::{Batch, Checkpoint, LedgerError, Message, Part, Posted, Verdict, fingerprint, judge};
+use super::{Batch, Checkpoint, LATE, LedgerError, Message, Part, Posted, Verdict, fingerprint, judge};
 use crate::sale::Sale;
 
 /// Rows in one insert: 14 values each, and either database takes at least 32,766 in a statement.
@@ -25,7 +25,7 @@ const MAX_ERROR_CHARS: usize = 1000;
 
 /// The tables within an open transaction.
 #[async_trait]
-pub(super) trait Tables: Send {
+pub trait Tables: Send {
     /// Reads a checkpoint and keeps it from being moved by others until the end.
     async fn lock(&mut self, topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError>;
 
@@ -37,6 +37,9 @@ pub(super) trait Tables: Send {
         to: &Checkpoint,
         known: bool,
     ) -> Result<Written, LedgerError>;
+
+    /// The term of a sale, kept from being raised until the end; `None` when it never was.
+    async fn fence(&mut self, item: &str, epoch: Uuid) -> Result<Option<u64>, LedgerError>;
 
     /// Records rows, all of them or none.
     async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError>;
@@ -59,7 +62,7 @@ pub(super) trait Tables: Send {
 
 /// What became of an insert.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Written {
+pub enum Written {
     /// It is there.
     Done,
     /// A unique key is taken; nothing was written.
@@ -70,15 +73,22 @@ pub(super) enum Written {
 
 /// A row that stands in the way.
 #[derive(Debug, Clone)]
-pub(super) struct Standing {
-    pub(super) topic: String,
-    pub(super) partition: i32,
-    pub(super) offset: i64,
-    pub(super) sale: Sale,
+pub struct Standing {
+    /// Where it came from: the topic,
+    pub topic: String,
+    /// the partition,
+    pub partition: i32,
+    /// and the offset.
+    pub offset: i64,
+    /// The sale.
+    pub sale: Sale,
 }
 
 /// Posts a batch; the caller commits when it succeeds and rolls back when it does not.
-pub(super) async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, LedgerError> {
+///
+/// # Errors
+/// As [`super::Ledger::post`]; nothing of the batch may be kept then.
+pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, LedgerError> {
     // Everyone locks in the order of the partitions, so no two can wait for each other.
     for part in &batch.parts {
         let found = tables.lock(&batch.topic, part.partition).await?.map(|checkpoint| checkpoint.next);
@@ -96,6 +106,7 @@ pub(super) async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Poste
             }
         }
     }
+    let rows = posting.fence(rows).await?;
     for chunk in chunks(&rows) {
         posting.record(chunk).await?;
     }
@@ -129,6 +140,30 @@ struct Posting<'t> {
 }
 
 impl Posting<'_> {
+    /// Puts aside what was sold under a term that is over: the books were counted without it.
+    async fn fence<'a>(&mut self, rows: Vec<Row<'a>>) -> Result<Vec<Row<'a>>, LedgerError> {
+        let mut terms: HashMap<(String, Uuid), u64> = HashMap::new();
+        let (mut current, mut old) = (Vec::new(), Vec::new());
+        for row in rows {
+            let sale = (row.sale.item.clone(), row.sale.epoch);
+            let term = match terms.get(&sale) {
+                Some(term) => *term,
+                None => {
+                    let term = self.tables.fence(&sale.0, sale.1).await?.unwrap_or(0);
+                    *terms.entry(sale).or_insert(term)
+                }
+            };
+            if row.sale.term < term { old.push(row) } else { current.push(row) }
+        }
+        for chunk in chunks(&old) {
+            // One that was recorded in time is a duplicate like any other.
+            for row in self.sort_out(&chunk).await? {
+                self.set_aside(row, LATE).await?;
+            }
+        }
+        Ok(current)
+    }
+
     /// Records rows by plain inserts; looks at what stands only after a unique key was taken.
     async fn record(&mut self, chunk: Vec<&Row<'_>>) -> Result<(), LedgerError> {
         let mut races = 0;
@@ -190,6 +225,7 @@ impl Posting<'_> {
 
     async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<(), LedgerError> {
         match self.tables.set_aside(row, reason).await? {
+            Written::Done if reason == LATE => self.posted.late += 1,
             Written::Done => self.posted.conflict += 1,
             Written::Taken => self.posted.duplicate += 1,
             Written::Refused(error) => self.bury(row.partition, row.message, &error).await?,

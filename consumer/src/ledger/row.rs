@@ -14,16 +14,25 @@ const MAX_ITEM_BYTES: usize = 32;
 
 /// One row of `seckill`, or of `seckill_conflict`.
 #[derive(Debug)]
-pub(super) struct Row<'a> {
-    pub(super) topic: &'a str,
-    pub(super) partition: i32,
-    pub(super) message: &'a Message,
-    pub(super) info: &'a str,
-    pub(super) sale: Sale,
-    pub(super) sold_at: String,
-    pub(super) term: i64,
-    pub(super) serial: i64,
-    pub(super) remaining: i64,
+pub struct Row<'a> {
+    /// The topic it was read from.
+    pub topic: &'a str,
+    /// The partition.
+    pub partition: i32,
+    /// The message.
+    pub message: &'a Message,
+    /// Its text.
+    pub info: &'a str,
+    /// The sale it carries.
+    pub sale: Sale,
+    /// When, as `datetime(6)` is written.
+    pub sold_at: String,
+    /// The sale's term, in the column's type.
+    pub term: i64,
+    /// The serial, likewise.
+    pub serial: i64,
+    /// What remained, likewise.
+    pub remaining: i64,
 }
 
 impl<'a> Row<'a> {

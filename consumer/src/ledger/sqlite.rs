@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{Failure, columns, odd, select_sale, statements, unrecorded};
-use super::{Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
+use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
 
 // A transaction that will write begins by taking the file's only write lock.
-statements!(Statements, Sqlite, failure, "");
+statements!(Statements, Sqlite, failure, "", "");
 
 /// The books in the embedded world's file.
 #[derive(Debug)]
@@ -83,6 +83,34 @@ impl Ledger for SqliteLedger {
 
     async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
         Statements(&mut *self.reader.lock().await).serials(item, epoch).await
+    }
+
+    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+        let turn = self.file.turn();
+        let _turn = turn.lock().await;
+        let mut writer = self.writer.lock().await;
+        let mut transaction = writer.begin_with("begin immediate").await.map_err(failed)?;
+        let at = datetime(Timestamp::now());
+        let raised = Statements(&mut transaction).raise_term(item, epoch, &at).await;
+        let ended = match &raised {
+            Ok(_) => transaction.commit().await,
+            Err(_) => transaction.rollback().await,
+        };
+        raised.and_then(|raised| ended.map(|()| raised).map_err(failed))
+    }
+
+    async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+        Statements(&mut *self.reader.lock().await).account(item, epoch).await
+    }
+
+    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
+        Statements(&mut *self.reader.lock().await).winners(item, epoch).await
+    }
+
+    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
+        let turn = self.file.turn();
+        let _turn = turn.lock().await;
+        Statements(&mut *self.writer.lock().await).void(item, epoch, serials).await
     }
 
     async fn faults(&self) -> Result<Faults, LedgerError> {

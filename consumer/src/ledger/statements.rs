@@ -19,9 +19,9 @@ macro_rules! select_sale {
 }
 
 /// Defines `$name`, the statements on a connection to `$database`. `$failed` says what an error
-/// means, `$lock` is what makes a select lock its row.
+/// means, `$lock` is what makes a select lock its row, `$share` the same for all who only read.
 macro_rules! statements {
-    ($name:ident, $database:ty, $failed:path, $lock:literal) => {
+    ($name:ident, $database:ty, $failed:path, $lock:literal, $share:literal) => {
         /// The ledger's statements on one connection, in a transaction or not.
         pub(super) struct $name<'c>(pub(super) &'c mut <$database as sqlx::Database>::Connection);
 
@@ -91,6 +91,12 @@ macro_rules! statements {
                     sale.recorded = unsigned(&row, "recorded")?;
                     sale.highest = unsigned(&row, "highest")?;
                 }
+                let void = "select item, epoch, count(*) as void from seckill_void group by item, epoch";
+                for row in sqlx::query(void).fetch_all(&mut *self.0).await.map_err(failed)? {
+                    let (item, epoch) = sale_of(&row)?;
+                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                    sale.void = unsigned(&row, "void")?;
+                }
                 let doubled = "select distinct item, epoch, serial from seckill_conflict where reason <> 'late' order by serial";
                 for row in sqlx::query(doubled).fetch_all(&mut *self.0).await.map_err(failed)? {
                     let (item, epoch) = sale_of(&row)?;
@@ -101,13 +107,95 @@ macro_rules! statements {
             }
 
             pub(super) async fn serials(&mut self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
-                let rows = sqlx::query("select serial from seckill where item = ? and epoch = ? order by serial")
+                let rows = sqlx::query(concat!(
+                    "select serial from seckill where item = ? and epoch = ? union ",
+                    "select serial from seckill_void where item = ? and epoch = ? order by serial"
+                ))
+                    .bind(item)
+                    .bind(epoch.to_string())
                     .bind(item)
                     .bind(epoch.to_string())
                     .fetch_all(&mut *self.0)
                     .await
                     .map_err(failed)?;
                 rows.iter().map(|row| unsigned(row, "serial")).collect()
+            }
+
+            /// In a transaction that ends with it.
+            pub(super) async fn raise_term(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                at: &str,
+            ) -> Result<Account, LedgerError> {
+                // Whoever sells by a plain SET never noted that the sale began.
+                self.begin_sale(item, epoch, 0, at).await?;
+                sqlx::query("update seckill_term set term = term + 1 where item = ? and epoch = ?")
+                    .bind(item)
+                    .bind(epoch.to_string())
+                    .execute(&mut *self.0)
+                    .await
+                    .map_err(failed)?;
+                // From here on nobody posts for this sale, so the counts are final.
+                self.account(item, epoch).await
+            }
+
+            pub(super) async fn account(&mut self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+                let epoch = epoch.to_string();
+                let row = sqlx::query(
+                    "select (select coalesce(max(term), 0) from seckill_term where item = ? and epoch = ?) as term, \
+                     (select coalesce(max(units), 0) from seckill_term where item = ? and epoch = ?) as units, \
+                     (select count(*) from seckill where item = ? and epoch = ?) as recorded, \
+                     (select count(*) from seckill_void where item = ? and epoch = ?) as void, \
+                     (select coalesce(max(serial), 0) from seckill where item = ? and epoch = ?) as highest, \
+                     (select count(*) from seckill_term where item = ? and epoch > ?) as begun, \
+                     (select count(*) from seckill where item = ? and epoch > ?) as sold",
+                );
+                let row = (0..7).fold(row, |row, _| row.bind(item).bind(&epoch));
+                let row = row.fetch_one(&mut *self.0).await.map_err(failed)?;
+                let last = sqlx::query("select remaining from seckill where item = ? and epoch = ? and serial = ?")
+                    .bind(item)
+                    .bind(&epoch)
+                    .bind(row.try_get::<i64, _>("highest").map_err(failed)?)
+                    .fetch_optional(&mut *self.0)
+                    .await
+                    .map_err(failed)?;
+                Ok(Account {
+                    term: unsigned(&row, "term")?,
+                    accounted: unsigned(&row, "recorded")? + unsigned(&row, "void")?,
+                    highest: unsigned(&row, "highest")?,
+                    remaining: match &last {
+                        Some(last) => unsigned(last, "remaining")?,
+                        None => unsigned(&row, "units")?,
+                    },
+                    outdated: unsigned(&row, "begun")? + unsigned(&row, "sold")? > 0,
+                })
+            }
+
+            pub(super) async fn winners(&mut self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
+                let rows = sqlx::query(concat!(select_sale!(), "item = ? and epoch = ? and attempt is not null"))
+                    .bind(item)
+                    .bind(epoch.to_string())
+                    .fetch_all(&mut *self.0)
+                    .await
+                    .map_err(failed)?;
+                rows.iter().map(|row| Ok(standing(row)?.sale)).collect()
+            }
+
+            pub(super) async fn void(&mut self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
+                for serial in serials {
+                    let serial = i64::try_from(*serial).map_err(|error| odd("serial", error))?;
+                    let inserted = sqlx::query("insert into seckill_void (item, epoch, serial) values (?, ?, ?)")
+                        .bind(item)
+                        .bind(epoch.to_string())
+                        .bind(serial)
+                        .execute(&mut *self.0)
+                        .await;
+                    if let Written::Refused(error) = written(inserted.map(drop))? {
+                        return Err(LedgerError::Broken(error));
+                    }
+                }
+                Ok(())
             }
 
             pub(super) async fn faults(&mut self) -> Result<Faults, LedgerError> {
@@ -157,6 +245,16 @@ macro_rules! statements {
                     .execute(&mut *self.0)
                     .await;
                 written(done.map(drop))
+            }
+
+            async fn fence(&mut self, item: &str, epoch: Uuid) -> Result<Option<u64>, LedgerError> {
+                let row = sqlx::query(concat!("select term from seckill_term where item = ? and epoch = ?", $share))
+                    .bind(item)
+                    .bind(epoch.to_string())
+                    .fetch_optional(&mut *self.0)
+                    .await
+                    .map_err(failed)?;
+                row.map(|row| unsigned(&row, "term")).transpose()
             }
 
             async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {
@@ -350,5 +448,5 @@ pub(super) fn odd(column: &str, error: impl std::fmt::Display) -> LedgerError {
 
 /// A sale of which nothing is recorded.
 pub(super) fn unrecorded(item: String, epoch: Uuid) -> SaleRecord {
-    SaleRecord { item, epoch, recorded: 0, highest: 0, doubled: Vec::new() }
+    SaleRecord { item, epoch, recorded: 0, void: 0, highest: 0, doubled: Vec::new() }
 }

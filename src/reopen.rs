@@ -1,0 +1,287 @@
+//! Why a restarted Redis is not believed, and how a sale is opened again.
+//!
+//! A Redis that was restarted may have lost its tail: what it sold it would sell once more. So it
+//! sells nothing until ledger and journal were seen to lack nothing of what its book says. Any
+//! node does this by itself; what it finds incomplete waits for `seckill restore`.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use consumer::ledger::Account;
+use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
+
+use crate::audit::behind;
+use crate::item::Item;
+use crate::metrics::Metrics;
+use crate::shop::Shop;
+use crate::stock::{Anew, Opening, Shut, Shutting};
+use crate::till::{DELIVERY_DEADLINE, TELL_WITHIN};
+use crate::world::World;
+
+/// After this nobody can still be told success on the strength of what the stock said before it
+/// was shut. With a replica, what the old master vouched for is older by at most
+/// `min-replicas-max-lag`; give it that time before a failover.
+const SETTLED_AFTER: Duration = TELL_WITHIN.saturating_add(Duration::from_millis(200));
+
+/// How long the journal may take for all of an outbox, and the ledger to catch up.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often the ledger is asked whether it has caught up.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often shut sales are looked for.
+const PASS_EVERY: Duration = Duration::from_millis(500);
+
+/// Whoever shut a sale and has not opened it by then has died, or found it incomplete: others
+/// may look, too.
+const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
+
+/// What is incomplete is looked at again after this: perhaps somebody mended it.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// What was found of a sale that was shut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is open.
+    Open,
+    /// Somebody else shut it, and is at it.
+    Theirs(String),
+    /// The books lack something: why.
+    Incomplete(String),
+}
+
+/// Reopens what a restart of the stock has shut.
+pub struct Reopener {
+    /// This node's own: what it shut it may go on with.
+    id: Uuid,
+    shop: Arc<Shop>,
+    world: World,
+    metrics: Metrics,
+    shut: Mutex<BTreeMap<Item, Seen>>,
+}
+
+/// What a node remembers of a sale while it is shut.
+#[derive(Debug, Clone, Default)]
+struct Seen {
+    /// Who else shut it, and since when that is known.
+    theirs: Option<(String, Instant)>,
+    /// Not to be looked at before.
+    rests_until: Option<Instant>,
+    /// What was said last; once is enough.
+    said: String,
+}
+
+impl Reopener {
+    /// Looks after the items of a shop.
+    #[must_use]
+    pub fn new(shop: &Arc<Shop>, world: &World, metrics: &Metrics) -> Arc<Self> {
+        let (shop, world, metrics) = (Arc::clone(shop), world.clone(), metrics.clone());
+        Arc::new(Self { id: Uuid::now_v7(), shop, world, metrics, shut: Mutex::default() })
+    }
+
+    /// Passes for ever.
+    pub async fn run(self: Arc<Self>) {
+        let mut passes = tokio::time::interval(PASS_EVERY);
+        passes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            passes.tick().await;
+            self.pass().await;
+        }
+    }
+
+    /// Tries once to open everything that is shut, all at a time: each waits for the same things.
+    pub async fn pass(self: &Arc<Self>) {
+        let mut trials = tokio::task::JoinSet::new();
+        for till in self.shop.tills() {
+            self.metrics.shut(till.item().name(), till.is_shut());
+            if till.is_shut() {
+                let (this, item) = (Arc::clone(self), till.item().clone());
+                trials.spawn(async move { this.attempt(&item).await });
+            }
+        }
+        trials.join_all().await;
+    }
+
+    async fn attempt(&self, item: &Item) {
+        let mut seen = self.shut().get(item).cloned().unwrap_or_default();
+        if seen.rests_until.is_some_and(|until| Instant::now() < until) {
+            return;
+        }
+        let dead = seen.theirs.as_ref().filter(|(_, since)| since.elapsed() >= TAKE_OVER_AFTER);
+        let from = dead.and_then(|(by, _)| by.parse().ok());
+        let said = match reopen(&self.world, item, self.id, from).await {
+            Ok(Verdict::Open) => {
+                self.shut().remove(item);
+                return log::info!("{item}: the books are complete, the sale goes on");
+            }
+            Ok(Verdict::Theirs(by)) => {
+                if seen.theirs.as_ref().is_none_or(|(known, _)| *known != by) {
+                    seen.theirs = Some((by, Instant::now()));
+                }
+                "somebody else is looking at its books".to_owned()
+            }
+            Ok(Verdict::Incomplete(why)) => {
+                seen.rests_until = Some(Instant::now() + LOOK_AGAIN_AFTER);
+                format!("{why}; run `seckill restore --item {item}`")
+            }
+            Err(why) => why,
+        };
+        if said != seen.said {
+            log::warn!("{item}: the sale is shut: {said}");
+            seen.said = said;
+        }
+        self.shut().insert(item.clone(), seen);
+    }
+
+    fn shut(&self) -> std::sync::MutexGuard<'_, BTreeMap<Item, Seen>> {
+        self.shut.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Shuts a sale that is not believed, and opens it when nothing of it is missing.
+///
+/// # Errors
+/// A server that is needed for it is away; the sale stays shut.
+pub async fn reopen(world: &World, item: &Item, id: Uuid, from: Option<Uuid>) -> Result<Verdict, String> {
+    let shut = world.stock.shut(item, id, Shutting::Reopen(from)).await.map_err(|error| error.to_string())?;
+    let Some(shut) = shut else { return Ok(Verdict::Open) };
+    if shut.by != id.to_string() {
+        return Ok(Verdict::Theirs(shut.by));
+    }
+    let Some(epoch) = shut.epoch else {
+        return Ok(Verdict::Incomplete("it was being restored".into()));
+    };
+    log::info!("{item}: shut until its books are seen to be complete");
+    let account = settle(world, item, epoch).await?;
+    if account.outdated {
+        return Ok(Verdict::Incomplete("the ledger knows a newer sale".into()));
+    }
+    if (account.accounted, account.highest.max(shut.serial)) != (shut.serial, shut.serial) {
+        return Ok(Verdict::Incomplete(format!(
+            "the stock says {} sold, the ledger has {} and serials up to {}",
+            shut.serial, account.accounted, account.highest
+        )));
+    }
+    let opening = Opening { id, run: shut.run, term: account.term, anew: None };
+    match world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
+        true => Ok(Verdict::Open),
+        false => Ok(Verdict::Theirs(String::new())),
+    }
+}
+
+/// Waits until nothing of what a shut sale sold is under way any more, and counts it for good.
+async fn settle(world: &World, item: &Item, epoch: Uuid) -> Result<Account, String> {
+    sleep(SETTLED_AFTER).await;
+    let outbox = world.stock.outbox(item).await.map_err(|error| error.to_string())?;
+    if let Some(entry) = outbox.unreadable.first() {
+        return Err(format!("an outbox entry cannot be read: {entry}"));
+    }
+    for batch in &outbox.batches {
+        let receipt = world.journal.append(batch);
+        let _ = timeout(DELIVERY_DEADLINE, receipt.done()).await;
+        if !receipt.complete() {
+            return Err("the journal does not acknowledge the outbox".into());
+        }
+    }
+    // Read after the outbox was acknowledged: all of it lies before these ends.
+    let ends = world.journal.ends().await?;
+    let caught_up = async {
+        loop {
+            let posted = world.ledger.checkpoints(world.journal.topic()).await;
+            if posted.map_err(|error| error.to_string()).map(|posted| behind(&ends, &posted))? == 0 {
+                return Ok::<(), String>(());
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    timeout(CAUGHT_UP_WITHIN, caught_up).await.map_err(|_| "the ledger has not caught up".to_owned())??;
+    world.ledger.raise_term(item.name(), epoch).await.map_err(|error| error.to_string())
+}
+
+/// What `restore` would do to an item, or did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restoration {
+    /// The sale is open and its books are believed.
+    Unneeded,
+    /// Neither stock nor ledger know of a sale.
+    Unknown,
+    /// Refused: why.
+    Refused(String),
+    /// The book that is written.
+    Book {
+        /// The sale.
+        epoch: Uuid,
+        /// The last serial.
+        serial: u64,
+        /// Serials written off.
+        void: u64,
+        /// Units left.
+        left: u64,
+    },
+}
+
+/// Makes the stock's books anew from ledger and journal. Without `write` it only says what it
+/// would do, as far as can be said while the sale is not shut.
+///
+/// # Errors
+/// A server is away. Once more is safe.
+pub async fn restore(
+    world: &World,
+    item: &Item,
+    left: Option<u64>,
+    write: bool,
+) -> Result<Restoration, String> {
+    let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
+    let running = books.first().filter(|book| book.on_sale || book.shut);
+    let known = world.ledger.sales().await.map_err(|error| error.to_string())?;
+    let recorded = known.iter().filter(|sale| sale.item == item.name()).map(|sale| sale.epoch).max();
+    let epoch = match (running, recorded) {
+        (Some(book), _) if !book.shut && recorded.is_none_or(|epoch| epoch <= book.epoch) => {
+            return Ok(Restoration::Unneeded);
+        }
+        (Some(book), Some(epoch)) if book.epoch > epoch && book.serial > 0 => {
+            return Ok(Restoration::Refused(format!(
+                "a newer sale, {}, has sold {}",
+                book.epoch, book.serial
+            )));
+        }
+        (Some(book), None) => book.epoch,
+        (_, Some(epoch)) => epoch,
+        (None, None) => return Ok(Restoration::Unknown),
+    };
+    let id = Uuid::now_v7();
+    let (shut, account) = if write {
+        let shut = world.stock.shut(item, id, Shutting::Restore).await.map_err(|error| error.to_string())?;
+        let Some(shut) = shut else { return Ok(Restoration::Unneeded) };
+        let account = settle(world, item, epoch).await?;
+        (Some(shut), account)
+    } else {
+        (None, world.ledger.account(item.name(), epoch).await.map_err(|error| error.to_string())?)
+    };
+    let booked = running.filter(|book| book.epoch == epoch);
+    // Taken and lost before anybody heard of them: no message, no outbox entry.
+    let serial = account.highest.max(booked.map_or(0, |book| book.serial));
+    let serials = world.ledger.serials(item.name(), epoch).await.map_err(|error| error.to_string())?;
+    let missing: Vec<u64> = (1..=serial).filter(|serial| serials.binary_search(serial).is_err()).collect();
+    // A book that is not behind knows what operators did since the last sale; the ledger cannot.
+    let left = left.unwrap_or(match booked {
+        Some(book) if book.on_sale && book.serial >= account.highest => book.left,
+        _ => account.remaining,
+    });
+    let void = missing.len() as u64;
+    if let Some(Shut { run, .. }) = shut {
+        world.ledger.void(item.name(), epoch, &missing).await.map_err(|error| error.to_string())?;
+        let winners = world.ledger.winners(item.name(), epoch).await.map_err(|error| error.to_string())?;
+        let opening =
+            Opening { id, run, term: account.term, anew: Some(Anew { epoch, serial, left, winners }) };
+        if !world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
+            return Err(
+                "somebody else shut the sale meanwhile, or Redis was restarted once more; run it again"
+                    .into(),
+            );
+        }
+    }
+    Ok(Restoration::Book { epoch, serial, void, left })
+}
