@@ -67,9 +67,9 @@ pub fn serve(listener: TcpListener, front: Front) -> std::io::Result<Server> {
                     .add((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)),
             )
             .configure(page::routes)
-            .service(resource("/seckill/seckill").route(web::post().to(buy::buy)))
-            .service(resource("/seckill/getCount").route(web::get().to(count::count)))
-            .service(resource("/seckill/orders/{order}").route(web::get().to(order::order)))
+            .service(resource("/seckill/seckill", "POST").route(web::post().to(buy::buy)))
+            .service(resource("/seckill/getCount", "GET").route(web::get().to(count::count)))
+            .service(resource("/seckill/orders/{order}", "GET").route(web::get().to(order::order)))
             .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
     })
     .client_request_timeout(HEAD_WITHIN)
@@ -82,9 +82,12 @@ pub fn serve(listener: TcpListener, front: Front) -> std::io::Result<Server> {
     Ok(server.run())
 }
 
-fn resource(path: &str) -> actix_web::Resource {
-    web::resource(path).default_service(web::to(async |request: HttpRequest| {
-        problem(&request, Code::MethodNotAllowed, None)
+/// A path that says which methods it knows.
+fn resource(path: &str, methods: &'static str) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
+        let mut answer = problem(&request, Code::MethodNotAllowed, None);
+        answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(methods));
+        answer
     }))
 }
 

@@ -69,6 +69,8 @@ impl Announcer {
     pub async fn pass(&mut self) {
         for till in self.shop.tills() {
             let item = till.item().clone();
+            // Somebody may have emptied Redis: whoever sells an item sees that it is known there.
+            let _ = self.stock.on_sale(&item).await;
             if till.open_entries() == 0 {
                 self.metrics.outbox_sales(item.name(), 0);
                 self.first_seen.retain(|(of, _), _| *of != item);

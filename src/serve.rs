@@ -84,8 +84,8 @@ async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener
     let (stop, stopped) = oneshot::channel();
     let recording = background(world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
     let mut recording = tokio::spawn(recording);
-    tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
-    tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
+    let mut reopening = tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
+    let mut announcing = tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
 
     let draining = Arc::new(AtomicBool::new(false));
     let ready = {
@@ -104,17 +104,17 @@ async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener
     let server_handle = server.handle();
     let (server, ops) = (tokio::spawn(server), tokio::spawn(ops));
 
-    let ended = tokio::select! {
-        () = terminated() => None,
-        ended = &mut recording => Some(match ended {
+    // A dead part ends the process; buyers in flight get their answer all the same.
+    let (mut recorded, ended) = tokio::select! {
+        () = terminated() => (None, Ok(())),
+        _ = &mut reopening => (None, Err("the reopening of shut sales has died".to_owned())),
+        _ = &mut announcing => (None, Err("the outbox's announcer has died".to_owned())),
+        ended = &mut recording => (Some(()), Err(match ended {
             Ok(Ok(())) => "the consumer ended of itself".to_owned(),
             Ok(Err(why)) => why,
             Err(error) => error.to_string(),
-        }),
+        })),
     };
-    if let Some(why) = ended {
-        return Err(why);
-    }
     log::info!("stopping: buyers in flight get their answer");
     draining.store(true, Ordering::Release);
     server_handle.stop(true).await;
@@ -122,12 +122,12 @@ async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener
     shop.close(CLOSE_WITHIN).await;
     world.journal.flush(FLUSH_WITHIN).await;
     let _ = stop.send(Stop::CaughtUp(CATCH_UP_WITHIN));
-    if tokio::time::timeout(CATCH_UP_WITHIN, &mut recording).await.is_err() {
+    if recorded.take().is_none() && tokio::time::timeout(CATCH_UP_WITHIN, &mut recording).await.is_err() {
         log::warn!("stopped before the ledger had caught up; the next start goes on from there");
     }
     ops_handle.stop(false).await;
     let _ = ops.await;
-    Ok(())
+    ended
 }
 
 /// What runs beside the selling, as the world needs it: a watch on Kafka, or the embedded
@@ -139,12 +139,15 @@ async fn background(
 ) -> Result<(), String> {
     match &world.kind {
         Kind::Servers(journal) => {
-            let journal = tokio::spawn(Arc::clone(journal).watch());
+            let mut watch = tokio::spawn(Arc::clone(journal).watch());
             let tables = tokio::spawn(make_tables(world.clone()));
-            stop.await;
-            journal.abort();
+            let ended = tokio::select! {
+                _ = stop => Ok(()),
+                _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
+            };
+            watch.abort();
             tables.abort();
-            Ok(())
+            ended
         }
         Kind::Embedded(file, _) => {
             let metrics = consumer::metrics::Metrics::new(&registry).map_err(|error| error.to_string())?;

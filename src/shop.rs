@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use consumer::ledger::Ledger;
 use jiff::Timestamp;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::audit;
@@ -19,7 +21,10 @@ use crate::till::{DELIVERY_DEADLINE, Standing, Till};
 
 /// Items nobody has heard of are looked up in the stock, so many at once, and so are old
 /// orders: what callers make up costs no more than this, and leaves nothing behind.
-const LOOKUPS_AT_ONCE: usize = 64;
+const LOOKUPS_AT_ONCE: usize = 8;
+
+/// How long one waits for its turn to be looked up.
+const LOOKUP_WITHIN: Duration = Duration::from_secs(1);
 
 /// Clocks of nodes may differ by so much before an order counts as not of this shop's making.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -98,7 +103,11 @@ pub struct Shop {
     window: Window,
     counter: Arc<Till>,
     others: RwLock<BTreeMap<Item, Arc<Till>>>,
+    /// For items that nobody has heard of, and for old orders.
     lookups: Semaphore,
+    old_orders: Semaphore,
+    /// The runtime that outlives the requests: tills and connections belong to it.
+    runtime: Handle,
 }
 
 impl Shop {
@@ -110,7 +119,8 @@ impl Shop {
         window: Window,
         metrics: Metrics,
     ) -> Arc<Self> {
-        let counter = Till::open(Item::default(), &stock, &journal, window, &metrics);
+        let runtime = Handle::current();
+        let counter = Till::open(Item::default(), &stock, &journal, window, &metrics, &runtime);
         Arc::new(Self {
             stock,
             journal,
@@ -120,6 +130,8 @@ impl Shop {
             counter,
             others: RwLock::default(),
             lookups: Semaphore::new(LOOKUPS_AT_ONCE),
+            old_orders: Semaphore::new(LOOKUPS_AT_ONCE),
+            runtime,
         })
     }
 
@@ -155,7 +167,13 @@ impl Shop {
     /// How far `order` has got.
     ///
     /// A sale moves from outbox to journal to ledger; looking in that order never misses it.
-    pub async fn order(&self, order: Uuid) -> OrderStatus {
+    pub async fn order(self: &Arc<Self>, order: Uuid) -> OrderStatus {
+        let shop = Arc::clone(self);
+        let looked = self.runtime.spawn(async move { shop.look_up(order).await });
+        looked.await.unwrap_or(OrderStatus::Pending)
+    }
+
+    async fn look_up(&self, order: Uuid) -> OrderStatus {
         let here = self.tills().iter().find_map(|till| till.standing(order));
         if here == Some(Standing::Pending) {
             return OrderStatus::Pending;
@@ -166,15 +184,19 @@ impl Shop {
             Ok(None) if here.is_none() => {}
             Ok(None) | Err(_) => return unsure,
         }
-        let Ok(_permit) = self.lookups.try_acquire() else { return unsure };
         match age(order) {
             Age::Young => return OrderStatus::Pending,
             Age::NotOurs => return OrderStatus::Unknown,
             Age::Old => {}
         }
-        for till in self.tills() {
-            match self.stock.outbox(till.item()).await {
-                Ok(outbox) if outbox.batches.iter().all(|batch| batch.position(order).is_none()) => {}
+        let Ok(Ok(_permit)) = timeout(LOOKUP_WITHIN, self.old_orders.acquire()).await else { return unsure };
+        let Ok(items) = self.stock.items().await else { return OrderStatus::Pending };
+        for item in items {
+            match self.stock.outbox(&item).await {
+                // One that cannot be read may be the one.
+                Ok(outbox)
+                    if outbox.unreadable.is_empty()
+                        && outbox.batches.iter().all(|batch| batch.position(order).is_none()) => {}
                 _ => return OrderStatus::Pending,
             }
         }
@@ -227,12 +249,11 @@ impl Shop {
     /// Takes no more attempts, and waits until those in hand were answered and what they took
     /// was acknowledged or given up.
     pub async fn close(&self, within: Duration) {
-        let closing = async {
-            for till in self.tills() {
-                till.close().await;
-            }
-        };
-        if tokio::time::timeout(within, closing).await.is_err() {
+        let mut closing = tokio::task::JoinSet::new();
+        for till in self.tills() {
+            closing.spawn(async move { till.close().await });
+        }
+        if timeout(within, closing.join_all()).await.is_err() {
             log::warn!("closed with sales not acknowledged; the outbox keeps them");
         }
     }
@@ -249,20 +270,24 @@ impl Shop {
             till.refreshed().await;
             return Ok(till);
         }
-        let Ok(_permit) = self.lookups.try_acquire() else { return Err(Purchase::Busy) };
-        match self.stock.on_sale(item).await {
-            Ok(true) => Ok(self.open_till(item.clone()).await),
-            Ok(false) => Err(Purchase::NotOnSale),
-            Err(_) => Err(Purchase::Unavailable),
+        let Ok(Ok(_permit)) = timeout(LOOKUP_WITHIN, self.lookups.acquire()).await else {
+            return Err(Purchase::Busy);
+        };
+        let (stock, asked) = (Arc::clone(&self.stock), item.clone());
+        let on_sale = self.runtime.spawn(async move { stock.on_sale(&asked).await });
+        match on_sale.await {
+            Ok(Ok(true)) => Ok(self.open_till(item.clone()).await),
+            Ok(Ok(false)) => Err(Purchase::NotOnSale),
+            Ok(Err(_)) | Err(_) => Err(Purchase::Unavailable),
         }
     }
 
     async fn open_till(&self, item: Item) -> Arc<Till> {
         let till = {
             let mut others = self.others.write().unwrap_or_else(PoisonError::into_inner);
-            let till = others
-                .entry(item.clone())
-                .or_insert_with(|| Till::open(item, &self.stock, &self.journal, self.window, &self.metrics));
+            let till = others.entry(item.clone()).or_insert_with(|| {
+                Till::open(item, &self.stock, &self.journal, self.window, &self.metrics, &self.runtime)
+            });
             Arc::clone(till)
         };
         till.refreshed().await;

@@ -211,7 +211,11 @@ impl Batch {
         let [epoch, term, serial, remaining, micros] = head[..] else {
             return Err("the first line is not `epoch term serial remaining micros`".into());
         };
-        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("{text:?} is not a number"));
+        // No more than a row can hold, with room for the lines.
+        let number = |text: &str| match text.parse::<u64>() {
+            Ok(number) if number <= i64::MAX as u64 / 2 => Ok(number),
+            _ => Err(format!("{text:?} is not a number")),
+        };
         let attempts = lines
             .lines()
             .map(|line| {
@@ -344,4 +348,42 @@ pub enum StockError {
     /// The question was sent and no answer came: it may have been done, or be done later.
     #[error("no answer: {0}")]
     Silent(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outbox_entry_is_read_as_it_was_written() {
+        let orders: Vec<Uuid> = (0..3).map(|_| Uuid::now_v7()).collect();
+        let (id, epoch, at) = (Uuid::now_v7(), Uuid::now_v7(), moment());
+        let attempts: Vec<Attempt> = orders
+            .iter()
+            .zip([None, Some("k:a b "), None])
+            .map(|(order, name)| Attempt { order: *order, name: name.map(str::to_owned) })
+            .collect();
+        let mut entry = format!("{epoch} 2 7 3 {}\n", at.as_microsecond());
+        attempts.iter().for_each(|attempt| attempt.write_line(&mut entry));
+        let item = Item::default();
+        let batch = Batch::from_entry(&id.to_string(), &item, &entry).expect("readable");
+        assert_eq!(
+            batch,
+            Batch { id, item: item.clone(), epoch, term: 2, serial: 7, remaining: 3, at, attempts }
+        );
+        assert_eq!(batch.sale(2).serial, 9);
+        for wrong in [
+            "",
+            "x",
+            &entry.replace(" 7 ", " 0 "),
+            &entry.replace(" 7 ", " 18446744073709551615 "),
+            &entry.replace(" 2 ", " -2 "),
+            &entry.replace(&orders[1].to_string(), "someone"),
+            &entry[..entry.find('\n').expect("a line")],
+            &format!("{epoch} 2 7 3 9999999999999999999\n{}\n", orders[0]),
+        ] {
+            assert!(Batch::from_entry(&id.to_string(), &item, wrong).is_err(), "{wrong}");
+        }
+        assert!(Batch::from_entry("by hand", &item, &entry).is_err());
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -103,6 +104,7 @@ impl Till {
         journal: &Arc<dyn Journal>,
         window: Window,
         metrics: &Metrics,
+        runtime: &Handle,
     ) -> Arc<Self> {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let level = Level {
@@ -127,7 +129,8 @@ impl Till {
             running: Mutex::default(),
             books: Mutex::default(),
         });
-        let running = tokio::spawn(Arc::clone(&till).run(waiting));
+        // Not on a request's thread, which ends before what it took is acknowledged.
+        let running = runtime.spawn(Arc::clone(&till).run(waiting));
         *till.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
         till
     }
@@ -276,7 +279,12 @@ impl Till {
                 return;
             }
         };
-        let (Reply { taken, outcomes, standing, .. }, not_taken) = reply;
+        let (Reply { left, taken, outcomes, standing, .. }, not_taken) = reply;
+        // Sold out is sold out, also while the journal is away.
+        let not_taken = match (left, not_taken) {
+            (Some(0), Purchase::Unavailable) => Purchase::SoldOut,
+            (_, not_taken) => not_taken,
+        };
         let flight = taken.map(|batch| self.launch(Arc::new(batch)));
         let flights: BTreeMap<Uuid, Arc<Flight>> =
             standing.into_iter().map(|batch| (batch.id, self.launch(Arc::new(batch)))).collect();

@@ -164,7 +164,9 @@ impl Lock {
     /// # Errors
     /// When another `serve` has it, or the folder cannot be written.
     pub fn take(data: &Path) -> Result<Self, String> {
-        let mut path = data.as_os_str().to_owned();
+        // By whatever name it is called.
+        let real = data.canonicalize().unwrap_or_else(|_| data.to_owned());
+        let mut path = real.into_os_string();
         path.push(".lock");
         let path = PathBuf::from(path);
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|error| {

@@ -170,7 +170,10 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
         Err(error) => return Err(ConfigError(format!("{name}: {error}"))),
     };
     let file = format!("{name}_FILE");
-    let value = match (value.filter(|value| !value.is_empty()), std::env::var_os(&file)) {
+    let value = match (
+        value.filter(|value| !value.is_empty()),
+        std::env::var_os(&file).filter(|path| !path.is_empty()),
+    ) {
         (Some(value), _) => Some(value),
         (None, Some(path)) => Some(std::fs::read_to_string(&path).map_err(|error| {
             ConfigError(format!("{file}={}: {error}; name a file that this user may read", path.display()))
@@ -186,12 +189,23 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
 /// # Errors
 /// [`EXIT_USAGE`] for a mistake, success for `--help` and `--version`.
 pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, ExitCode> {
-    match dotenvy::dotenv() {
-        Ok(_) => {}
+    match dotenvy::from_path(".env") {
+        Ok(()) => {}
         Err(error) if error.not_found() => {}
+        // A line may hold a password.
+        Err(dotenvy::Error::LineParse(..)) => {
+            return Err(usage(".env: a line is not NAME=value; put values with spaces in quotes"));
+        }
         Err(error) => return Err(usage(&format!(".env: {error}; mend the file or move it away"))),
     }
-    let mut parsed = P::try_parse().map_err(|error| match error.kind() {
+    // A variable that is empty counts as unset.
+    let set = |argument: &clap::Arg| {
+        argument.get_env().is_none_or(|name| std::env::var_os(name) != Some("".into()))
+    };
+    let command =
+        P::command().mut_args(|argument| if set(&argument) { argument } else { argument.env(None::<&str>) });
+    let parsed = command.try_get_matches().and_then(|matches| P::from_arg_matches(&matches));
+    let mut parsed = parsed.map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,

@@ -19,6 +19,8 @@ pub(super) fn routes(app: &mut web::ServiceConfig) {
                 .content_type(kind)
                 .body(bytes)
         };
-        app.service(super::resource(path).route(web::get().to(answer)).route(web::head().to(answer)));
+        app.service(
+            super::resource(path, "GET, HEAD").route(web::get().to(answer)).route(web::head().to(answer)),
+        );
     }
 }

@@ -192,11 +192,11 @@ impl Journal for KafkaJournal {
     fn append(&self, batch: &Batch) -> Arc<Receipt> {
         let receipt = Receipt::new(batch.attempts.len());
         let producer = self.producer();
-        self.health.begin(batch.attempts.len());
         for (index, sale) in batch.sales().enumerate() {
             let slip = Box::new(Slip { receipt: Arc::clone(&receipt), index });
             let key = sale.order.to_string();
             let value = sale.to_json().unwrap_or_default();
+            self.health.begin();
             let record =
                 BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(&key).payload(&value);
             if let Err((error, record)) = producer.send(record) {
@@ -245,9 +245,8 @@ impl Health {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn begin(&self, sales: usize) {
-        let sales = i64::try_from(sales).unwrap_or(i64::MAX);
-        if self.waiting.fetch_add(sales, Ordering::AcqRel) <= 0 {
+    fn begin(&self) {
+        if self.waiting.fetch_add(1, Ordering::AcqRel) <= 0 {
             self.progress_ms.store(self.now_ms(), Ordering::Release);
         }
     }

@@ -160,7 +160,33 @@ impl SqliteJournal {
             transaction.commit().await
         };
         let written: Result<(), sqlx::Error> = written.await;
-        written.map_err(|error| error.to_string())
+        written.map_err(|error| {
+            // SQLite may have rolled back by itself, and sqlx would not know.
+            *held = None;
+            error.to_string()
+        })
+    }
+
+    /// Writes something that means nothing, to find out whether the file can be written again.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub(crate) async fn probe(&self) -> Result<(), String> {
+        let turn = self.file.turn();
+        let _turn = turn.lock().await;
+        let mut held = self.writer.lock().await;
+        let connection = self.connected(&mut held, Synchronous::Full).await?;
+        let version: i32 = sqlx::query_scalar("pragma user_version")
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(|error| error.to_string())?;
+        // It says nothing of the file, and changing it takes a page on disk.
+        let next = format!("pragma user_version = {}", (version + 1) % 1000);
+        let written = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).execute(connection).await;
+        written.map(drop).map_err(|error| {
+            *held = None;
+            error.to_string()
+        })
     }
 
     async fn connected<'a>(

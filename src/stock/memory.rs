@@ -27,8 +27,8 @@ pub struct MemoryStock {
 struct Shelves {
     /// The offset of the first row not yet seen.
     next: i64,
-    /// The last write failed: memory may lack what is in the file.
-    doubtful: bool,
+    /// The last write failed: nothing is taken until the file can be written again.
+    failed: bool,
     items: BTreeMap<String, Shelf>,
 }
 
@@ -163,23 +163,10 @@ impl MemoryStock {
 
     /// Sees what is in the journal by now.
     async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
-        if shelves.doubtful {
-            *shelves = Shelves { doubtful: true, ..Shelves::default() };
-        }
         for (offset, entry) in self.journal.read(shelves.next).await? {
             shelves.see(offset, entry);
         }
-        shelves.doubtful = false;
         Ok(())
-    }
-
-    /// Whether the journal has this batch, after a write that failed.
-    async fn look(&self, shelves: &mut Shelves, at: i64, batch: &Batch) -> Result<bool, String> {
-        shelves.doubtful = true;
-        self.catch_up(shelves).await?;
-        let rows = self.journal.read(at).await?;
-        let first = batch.attempts.first().map(|attempt| attempt.order);
-        Ok(rows.iter().any(|(_, entry)| matches!(entry, Entry::Sale(sale) if Some(sale.order) == first)))
     }
 }
 
@@ -187,8 +174,12 @@ impl MemoryStock {
 impl Stock for MemoryStock {
     async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
         let mut shelves = self.shelves.lock().await;
-        if call.attempts.is_empty() || shelves.doubtful {
+        if call.attempts.is_empty() || shelves.failed {
             self.catch_up(&mut shelves).await.map_err(StockError::Refused)?;
+        }
+        if shelves.failed {
+            self.journal.probe().await.map_err(StockError::Refused)?;
+            shelves.failed = false;
         }
         loop {
             let reply = shelves.decide(item, call);
@@ -207,11 +198,16 @@ impl Stock for MemoryStock {
                     self.catch_up(&mut shelves).await.map_err(StockError::Refused)?
                 }
                 Err(WriteError::Failed(error)) => {
-                    return match self.look(&mut shelves, at, batch).await {
-                        Ok(true) => Ok(reply),
-                        Ok(false) => Err(StockError::Refused(error)),
-                        Err(_) => Err(StockError::Silent(error)),
-                    };
+                    shelves.failed = true;
+                    // The file itself tells what became of it: all of it is there, or none.
+                    let Ok(rows) = self.journal.read(at).await else { return Err(StockError::Silent(error)) };
+                    let first = batch.attempts.first().map(|attempt| attempt.order);
+                    let ours =
+                        matches!(rows.first(), Some((_, Entry::Sale(sale))) if Some(sale.order) == first);
+                    for (offset, entry) in rows {
+                        shelves.see(offset, entry);
+                    }
+                    return if ours { Ok(reply) } else { Err(StockError::Refused(error)) };
                 }
             }
         }

@@ -5,8 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deadpool_redis::{Connection, Manager, Pool, Runtime};
-use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisError, Script, Value};
+use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script, Value,
+};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -18,6 +23,9 @@ use crate::item::Item;
 const REPLY_WITHIN: Duration = Duration::from_millis(800);
 /// A connection on a live network is made in a few round trips.
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+/// The kernel's limit for what it sends again and again: long before anybody is told that an
+/// order did not come about.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(2);
 /// How often a silent Redis is asked whether it is back.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// A call in flight needs one, and so do the outbox scan, probes and operators' commands.
@@ -40,6 +48,8 @@ pub struct RedisStock {
 
 struct Link {
     pool: Pool,
+    /// One for each connection: whoever has it finds one idle, or makes one.
+    permits: Semaphore,
     /// Connections known to work: the pool would ask each with a `PING` before handing it out.
     idle: Mutex<Vec<Connection>>,
     /// While Redis does not answer, nothing that changes anything is sent.
@@ -77,7 +87,11 @@ impl RedisStock {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(REPLY_WITHIN));
-        let manager = Manager::new_with_config(url, config)
+        // A question that was given up must not arrive when the network is mended.
+        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(FORGOTTEN_AFTER);
+        let manager = url
+            .into_connection_info()
+            .and_then(|info| Manager::new_with_config(info.set_tcp_settings(tcp), config))
             .map_err(|error| format!("not a Redis URL ({:?}); give redis://host:port/db", error.kind()))?;
         let pool = Pool::builder(manager)
             .max_size(MAX_CONNECTIONS)
@@ -88,7 +102,12 @@ impl RedisStock {
             .build()
             .map_err(|error| error.to_string())?;
         Ok(Self {
-            link: Arc::new(Link { pool, idle: Mutex::default(), silent: AtomicBool::new(false) }),
+            link: Arc::new(Link {
+                pool,
+                permits: Semaphore::new(MAX_CONNECTIONS),
+                idle: Mutex::default(),
+                silent: AtomicBool::new(false),
+            }),
             take: Script::new(include_str!("take.lua")),
             seed: Script::new(include_str!("seed.lua")),
             shut: Script::new(include_str!("shut.lua")),
@@ -106,7 +125,10 @@ impl RedisStock {
         if self.link.silent.load(Ordering::Acquire) {
             return Err(StockError::Refused("redis does not answer".into()));
         }
-        let mut connection = self.link.connect().await?;
+        let refused = |why: &str| StockError::Refused(format!("redis is away: {why}"));
+        let permit = timeout(CONNECT_WITHIN, self.link.permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { return Err(refused("all connections are busy")) };
+        let mut connection = self.link.connect().await.map_err(|error| refused(&error.to_string()))?;
         match question(&mut connection).await {
             Ok(answer) => {
                 self.link.give_back(connection);
@@ -130,7 +152,11 @@ impl RedisStock {
     /// A question that changes nothing, or may be asked again: an answer that cannot be read is
     /// a value put there by hand, and `about` names it.
     async fn read<T: FromRedisValue>(&self, about: &str, command: &redis::Cmd) -> Result<T, StockError> {
-        let answer = self.ask(async |connection| command.query_async(connection).await).await?;
+        let answer = self.ask(async |connection| command.query_async(connection).await).await;
+        let answer = answer.map_err(|error| match error {
+            StockError::Refused(why) => StockError::Refused(format!("{why} ({about})")),
+            silent @ StockError::Silent(_) => silent,
+        })?;
         redis::from_redis_value(answer)
             .map_err(|error| StockError::Refused(format!("redis: {about}: {error}")))
     }
@@ -149,13 +175,11 @@ impl Link {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self) -> Result<Connection, StockError> {
+    async fn connect(&self) -> Result<Connection, PoolError> {
         let idle = self.idle().pop();
         match idle {
             Some(connection) => Ok(connection),
-            None => {
-                self.pool.get().await.map_err(|error| StockError::Refused(format!("redis is away: {error}")))
-            }
+            None => self.pool.get().await,
         }
     }
 
@@ -221,16 +245,7 @@ impl Stock for RedisStock {
         for settled in &call.settled {
             script.arg(settled.to_string());
         }
-        let answer = self
-            .ask(async |connection| {
-                if call.attempts.is_empty() {
-                    // With every refresh, so that an item is known before its first take and
-                    // again after somebody emptied Redis.
-                    redis::cmd("SADD").arg(ITEMS).arg(item.name()).query_async::<()>(connection).await?;
-                }
-                script.invoke_async(connection).await
-            })
-            .await?;
+        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
         let answer: Answer = redis::from_redis_value(answer)
             .map_err(|error| StockError::Silent(format!("redis: the script's answer: {error}")))?;
         Ok(answer.into_reply(item, call, &named, &anonymous))
@@ -383,7 +398,7 @@ impl Stock for RedisStock {
             .map(|counter| counter.parse::<i64>())
             .transpose()
             .map_err(|_| StockError::Refused(format!("redis: {}: not a whole number", keys.counter)))?;
-        let number = |index: usize| book[index].as_deref().and_then(|number| number.parse::<i64>().ok());
+        let number = |index: usize| book[index].as_deref().and_then(whole);
         let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
         let run = server.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
         let shut = book[5].is_some() || (epoch.is_some() && book[4].as_deref() != Some(run));
@@ -393,7 +408,7 @@ impl Stock for RedisStock {
             let (Some(serial), Some(left), Some(seeded)) = (number(1), number(2), number(3)) else {
                 return Err(bad(&keys.book));
             };
-            let by_hand = i64::try_from(now).unwrap_or(i64::MAX) - left;
+            let by_hand = i64::try_from(now).unwrap_or(0) - left;
             books.push(Book {
                 epoch,
                 serial: not_negative(serial),
@@ -414,8 +429,9 @@ impl Stock for RedisStock {
 
 /// `serial left seeded`, as seed.lua writes it.
 fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
-    let mut numbers = book.split(' ').map(str::parse::<u64>);
-    let mut number = || numbers.next()?.ok();
+    let mut numbers =
+        book.split(' ').map(|number| whole(number).and_then(|number| u64::try_from(number).ok()));
+    let mut number = || numbers.next()?;
     Some(Book {
         epoch: epoch.parse().ok()?,
         serial: number()?,
@@ -424,6 +440,12 @@ fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
         on_sale: false,
         shut: false,
     })
+}
+
+/// A number as the scripts read it: written plainly, and exact in Lua.
+fn whole(text: &str) -> Option<i64> {
+    const MAX: i64 = (1 << 53) - 1;
+    text.parse().ok().filter(|number: &i64| (-MAX..=MAX).contains(number) && number.to_string() == text)
 }
 
 fn not_negative(number: i64) -> u64 {
@@ -652,6 +674,63 @@ mod tests {
         }
         let well = stock.take(&item, &call(&[None], true)).await.expect("an answer");
         assert_eq!(well.left, Some(2));
+    }
+
+    /// A book that somebody has touched is not written to, and nothing panics on its numbers.
+    #[tokio::test]
+    async fn a_book_with_odd_values_sells_nothing() {
+        let (stock, item) = stock();
+        let (key, book) = (item.key(), format!("{{{}}}:book", item.key()));
+        for (field, wrong) in [
+            ("epoch", "not-a-uuid"),
+            ("serial", "-5"),
+            ("left", "x"),
+            ("seeded", "9007199254740991"),
+            ("term", "-1"),
+            ("serial", "18446744073709551615"),
+        ] {
+            by_hand(&stock, &["DEL", &key, &book]).await;
+            stock.seed(&item, 3, Uuid::now_v7()).await.expect("seeded");
+            by_hand(&stock, &["INCRBY", &key, "1"]).await;
+            by_hand(&stock, &["HSET", &book, field, wrong]).await;
+            let error = stock.take(&item, &call(&[None], true)).await.expect_err(field);
+            assert!(error.to_string().contains(&book), "{field}: {error}");
+            let _ = stock.books(&item).await;
+            assert_eq!(by_hand(&stock, &["GET", &key]).await, Value::BulkString(b"4".into()));
+        }
+        by_hand(&stock, &["SET", &key, "9223372036854775807"]).await;
+        assert!(stock.books(&item).await.is_err());
+        stock.seed(&item, 5, Uuid::now_v7()).await.expect("a new sale mends it");
+        assert_eq!(stock.take(&item, &call(&[None], true)).await.expect("taken").left, Some(4));
+    }
+
+    /// A late or repeated seed brings no earlier sale to life.
+    #[tokio::test]
+    async fn an_epoch_is_never_begun_twice() {
+        let (stock, item) = stock();
+        let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+        stock.seed(&item, 3, first).await.expect("seeded");
+        stock.take(&item, &call(&[None], true)).await.expect("taken");
+        stock.seed(&item, 5, second).await.expect("seeded");
+        stock.seed(&item, 3, first).await.expect("heard");
+        let running = stock.take(&item, &call(&[], true)).await.expect("a refresh");
+        assert_eq!((running.epoch, running.left), (Some(second), Some(5)));
+    }
+
+    /// More questions at once than connections: they take turns.
+    #[tokio::test]
+    async fn many_at_once_share_the_connections() {
+        let (stock, item) = stock();
+        let stock = Arc::new(stock);
+        let asked: Vec<_> = (0..500)
+            .map(|_| {
+                let (stock, item) = (Arc::clone(&stock), item.clone());
+                tokio::spawn(async move { stock.on_sale(&item).await })
+            })
+            .collect();
+        for answer in asked {
+            assert_eq!(answer.await.expect("no panic"), Ok(false));
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,16 @@
 -- ARGV  epoch, units
 local COUNTER, BOOK, BOOKS, ATTEMPTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
+local function whole(value)
+  if value and (value == '0' or value:match('^[1-9]%d*$')) then
+    local number = tonumber(value)
+    if number <= 9007199254740991 then return number end
+  end
+  return 0
+end
+local function text(number)
+  return string.format('%.0f', number)
+end
 local function kind(key, wanted)
   local is = redis.call('TYPE', key).ok
   return is == 'none' or is == wanted
@@ -14,18 +24,18 @@ if not kind(BOOKS, 'hash') then return redis.error_reply('BADKEY ' .. BOOKS .. '
 
 local run = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
 local epoch, last, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'run', 'shut'))
-if epoch == ARGV[1] then return 0 end
+-- Named already, now or before a later one: a call that is late, or sent again.
+if epoch == ARGV[1] or redis.call('HEXISTS', BOOKS, ARGV[1]) == 1 then return 0 end
 if shut or (epoch and last ~= run) then
   return redis.error_reply('SHUT the books of ' .. COUNTER .. ' are not complete, or not checked yet')
 end
 local stands = redis.pcall('GET', COUNTER)
 if epoch then
   -- What was left is withdrawn; what an operator did since the last batch still counts.
-  local serial, left, seeded = unpack(redis.call('HMGET', BOOK, 'serial', 'left', 'seeded'))
-  local now = type(stands) == 'string' and stands:match('^%d+$') or '0'
-  local total = tonumber(seeded or 0) + tonumber(now) - tonumber(left or 0)
-  redis.call('HSET', BOOKS, epoch,
-    table.concat({ serial or '0', now, string.format('%.0f', total) }, ' '))
+  local book = redis.call('HMGET', BOOK, 'serial', 'left', 'seeded')
+  local serial, left, seeded = whole(book[1]), whole(book[2]), whole(book[3])
+  local now = type(stands) == 'string' and whole(stands) or 0
+  redis.call('HSET', BOOKS, epoch, table.concat({ text(serial), text(now), text(seeded + now - left) }, ' '))
 end
 redis.call('SET', COUNTER, ARGV[2])
 redis.call('DEL', ATTEMPTS, BOOK)

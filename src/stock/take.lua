@@ -42,8 +42,12 @@ local book = redis.pcall('HMGET', BOOK, 'epoch', 'serial', 'left', 'seeded', 'te
 if book.err then return wrong(BOOK, 'not a hash') end
 local epoch, serial, left, seeded, term = book[1], whole(book[2]), whole(book[3]), whole(book[4]), book[5]
 local run, shut = book[6], book[7]
-if epoch and not (serial and left and seeded and whole(term)) then
-  return wrong(BOOK, 'a number in it is missing or wrong')
+local function count(value)
+  return value and value >= 0
+end
+if epoch and not (#epoch == 36 and count(serial) and count(left) and count(seeded) and count(whole(term))
+    and seeded + stands - left <= MAX) then
+  return wrong(BOOK, 'something in it is missing or wrong')
 end
 
 local open = redis.pcall('HLEN', OUTBOX)

@@ -85,6 +85,21 @@ fn a_secret_never_shows() {
     assert!(!said.contains("hush"), "{said}");
 }
 
+/// A line of `.env` may hold a password, too; and a variable that is empty is as good as unset.
+#[test]
+fn a_broken_env_file_and_empty_variables() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join(".env"), "SECKILL_REDIS_URL=redis://:hush hush@h\n").unwrap();
+    let ended = output("seckill", &Vec::new(), &["status"], folder.path());
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(64));
+    assert!(said.starts_with("error: .env: ") && !said.contains("hush"), "{said}");
+    std::fs::write(folder.path().join(".env"), "SECKILL_STOCK=\nSECKILL_OPENS_AT=\nSECKILL_REDIS_URL=\n")
+        .unwrap();
+    let seeded = output("seckill", &Vec::new(), &["seed", "3"], folder.path());
+    assert!(seeded.status.success(), "{}", String::from_utf8_lossy(&seeded.stderr));
+}
+
 #[test]
 fn wrong_usage_and_help() {
     let folder = TempDir::new().unwrap();

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Connection, Row as _, Sqlite};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::post::{self, Standing, Tables, Written};
@@ -23,7 +23,8 @@ statements!(Statements, Sqlite, failure, "", "");
 #[derive(Debug)]
 pub struct SqliteLedger {
     file: SqliteFile,
-    writer: Mutex<SqliteConnection>,
+    /// None after an error: SQLite may have rolled back by itself, and sqlx would not know.
+    writer: Mutex<Option<SqliteConnection>>,
     /// Looks up orders without waiting for a batch that is being posted.
     reader: Mutex<SqliteConnection>,
 }
@@ -34,10 +35,42 @@ impl SqliteLedger {
     /// # Errors
     /// When it cannot be opened.
     pub async fn open(file: &SqliteFile) -> Result<Self, LedgerError> {
-        // Rows that are lost with the power are made again from the journal.
-        let writer = file.connect(Synchronous::Normal).await.map_err(failed)?;
         let reader = file.connect(Synchronous::Normal).await.map_err(failed)?;
-        Ok(Self { file: file.clone(), writer: Mutex::new(writer), reader: Mutex::new(reader) })
+        Ok(Self { file: file.clone(), writer: Mutex::default(), reader: Mutex::new(reader) })
+    }
+}
+
+/// The turn to write, and the connection for it.
+struct Writer<'l> {
+    _turn: OwnedMutexGuard<()>,
+    held: MutexGuard<'l, Option<SqliteConnection>>,
+}
+
+impl SqliteLedger {
+    async fn writer(&self) -> Writer<'_> {
+        let turn = self.file.turn().lock_owned().await;
+        Writer { _turn: turn, held: self.writer.lock().await }
+    }
+
+    async fn connected<'w>(
+        &self,
+        writer: &'w mut Writer<'_>,
+    ) -> Result<&'w mut SqliteConnection, LedgerError> {
+        let connection = match writer.held.take() {
+            Some(connection) => connection,
+            // Rows that are lost with the power are made again from the journal.
+            None => self.file.connect(Synchronous::Normal).await.map_err(failed)?,
+        };
+        Ok(writer.held.insert(connection))
+    }
+}
+
+impl Writer<'_> {
+    fn done<T>(mut self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+        if result.is_err() {
+            *self.held = None;
+        }
+        result
     }
 }
 
@@ -53,17 +86,16 @@ impl Ledger for SqliteLedger {
     }
 
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError> {
-        let turn = self.file.turn();
-        let _turn = turn.lock().await;
-        let mut writer = self.writer.lock().await;
-        let mut transaction = writer.begin_with("begin immediate").await.map_err(failed)?;
-        let posted = post::post(&mut Statements(&mut transaction), batch).await;
-        // The file's lock ends here, before another has the turn.
-        let ended = match &posted {
-            Ok(_) => transaction.commit().await,
-            Err(_) => transaction.rollback().await,
+        let mut writer = self.writer().await;
+        let posted = async {
+            let connection = self.connected(&mut writer).await?;
+            let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
+            let posted = post::post(&mut Statements(&mut transaction), batch).await?;
+            transaction.commit().await.map_err(failed)?;
+            Ok(posted)
         };
-        posted.and_then(|posted| ended.map(|()| posted).map_err(failed))
+        let posted = posted.await;
+        writer.done(posted)
     }
 
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
@@ -71,10 +103,13 @@ impl Ledger for SqliteLedger {
     }
 
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
-        let turn = self.file.turn();
-        let _turn = turn.lock().await;
+        let mut writer = self.writer().await;
         let at = datetime(Timestamp::now());
-        Statements(&mut *self.writer.lock().await).begin_sale(item, epoch, units, &at).await
+        let begun = match self.connected(&mut writer).await {
+            Ok(connection) => Statements(connection).begin_sale(item, epoch, units, &at).await,
+            Err(error) => Err(error),
+        };
+        writer.done(begun)
     }
 
     async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
@@ -86,17 +121,17 @@ impl Ledger for SqliteLedger {
     }
 
     async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
-        let turn = self.file.turn();
-        let _turn = turn.lock().await;
-        let mut writer = self.writer.lock().await;
-        let mut transaction = writer.begin_with("begin immediate").await.map_err(failed)?;
-        let at = datetime(Timestamp::now());
-        let raised = Statements(&mut transaction).raise_term(item, epoch, &at).await;
-        let ended = match &raised {
-            Ok(_) => transaction.commit().await,
-            Err(_) => transaction.rollback().await,
+        let mut writer = self.writer().await;
+        let raised = async {
+            let connection = self.connected(&mut writer).await?;
+            let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
+            let at = datetime(Timestamp::now());
+            let raised = Statements(&mut transaction).raise_term(item, epoch, &at).await?;
+            transaction.commit().await.map_err(failed)?;
+            Ok(raised)
         };
-        raised.and_then(|raised| ended.map(|()| raised).map_err(failed))
+        let raised = raised.await;
+        writer.done(raised)
     }
 
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
@@ -108,9 +143,12 @@ impl Ledger for SqliteLedger {
     }
 
     async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
-        let turn = self.file.turn();
-        let _turn = turn.lock().await;
-        Statements(&mut *self.writer.lock().await).void(item, epoch, serials).await
+        let mut writer = self.writer().await;
+        let void = match self.connected(&mut writer).await {
+            Ok(connection) => Statements(connection).void(item, epoch, serials).await,
+            Err(error) => Err(error),
+        };
+        writer.done(void)
     }
 
     async fn faults(&self) -> Result<Faults, LedgerError> {

@@ -1,0 +1,189 @@
+//! The simulated ledger: tables that can be copied. A transaction is a copy, posted to by the
+//! real procedure, that takes the tables' place or does not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use consumer::ledger::post::{Standing, Tables, Written};
+use consumer::ledger::row::Row;
+use consumer::ledger::{Account, Checkpoint, LedgerError, Message, SaleRecord};
+use consumer::sale::Sale;
+use uuid::Uuid;
+
+/// All tables.
+#[derive(Debug, Clone, Default)]
+pub struct Books {
+    pub rows: BTreeMap<Uuid, Recorded>,
+    units: BTreeMap<(String, Uuid, u64), Uuid>,
+    places: BTreeMap<(i32, i64), Uuid>,
+    pub checkpoints: BTreeMap<i32, Checkpoint>,
+    pub terms: BTreeMap<(String, Uuid), (u64, u64)>,
+    pub voids: BTreeSet<(String, Uuid, u64)>,
+    pub conflicts: BTreeMap<(i32, i64), (Sale, String)>,
+    pub dead_letters: BTreeMap<(i32, i64), String>,
+    /// A mutation: terms are not read when posting.
+    pub no_fence: bool,
+}
+
+/// A row of `seckill`.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub partition: i32,
+    pub offset: i64,
+    pub sale: Sale,
+}
+
+impl Books {
+    pub fn begin_sale(&mut self, item: &str, epoch: Uuid, units: u64) {
+        self.terms.entry((item.to_owned(), epoch)).or_insert((0, units));
+    }
+
+    pub fn raise_term(&mut self, item: &str, epoch: Uuid) -> Account {
+        self.begin_sale(item, epoch, 0);
+        self.terms.entry((item.to_owned(), epoch)).and_modify(|(term, _)| *term += 1);
+        self.account(item, epoch)
+    }
+
+    pub fn account(&self, item: &str, epoch: Uuid) -> Account {
+        let (term, units) = self.terms.get(&(item.to_owned(), epoch)).copied().unwrap_or_default();
+        let of = |sale: &Sale| sale.item == item && sale.epoch == epoch;
+        let rows: Vec<&Sale> = self.rows.values().map(|row| &row.sale).filter(|sale| of(sale)).collect();
+        let void = self.voids.iter().filter(|(of, sale, _)| of == item && *sale == epoch).count();
+        let last = rows.iter().max_by_key(|sale| sale.serial);
+        Account {
+            term,
+            accounted: (rows.len() + void) as u64,
+            highest: last.map_or(0, |sale| sale.serial),
+            remaining: last.map_or(units, |sale| sale.remaining),
+            outdated: self.terms.keys().any(|(of, sale)| of == item && *sale > epoch)
+                || self.rows.values().any(|row| row.sale.item == item && row.sale.epoch > epoch),
+        }
+    }
+
+    pub fn serials(&self, item: &str, epoch: Uuid) -> Vec<u64> {
+        let rows = self.rows.values().filter(|row| row.sale.item == item && row.sale.epoch == epoch);
+        let voids = self.voids.iter().filter(|(of, sale, _)| of == item && *sale == epoch);
+        let serials: BTreeSet<u64> =
+            rows.map(|row| row.sale.serial).chain(voids.map(|(_, _, serial)| *serial)).collect();
+        serials.into_iter().collect()
+    }
+
+    pub fn winners(&self, item: &str, epoch: Uuid) -> Vec<Sale> {
+        let sales = self.rows.values().map(|row| &row.sale);
+        sales
+            .filter(|sale| sale.item == item && sale.epoch == epoch && sale.attempt.is_some())
+            .cloned()
+            .collect()
+    }
+
+    pub fn sales(&self) -> Vec<SaleRecord> {
+        let mut names: BTreeSet<(String, Uuid)> = self.terms.keys().cloned().collect();
+        names.extend(self.rows.values().map(|row| (row.sale.item.clone(), row.sale.epoch)));
+        names.extend(self.voids.iter().map(|(item, epoch, _)| (item.clone(), *epoch)));
+        names
+            .into_iter()
+            .map(|(item, epoch)| {
+                let account = self.account(&item, epoch);
+                let void = self.voids.iter().filter(|(of, sale, _)| *of == item && *sale == epoch).count();
+                SaleRecord {
+                    epoch,
+                    recorded: account.accounted - void as u64,
+                    void: void as u64,
+                    highest: account.highest,
+                    doubled: Vec::new(),
+                    item,
+                }
+            })
+            .collect()
+    }
+}
+
+#[async_trait]
+impl Tables for Books {
+    async fn lock(&mut self, _topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError> {
+        Ok(self.checkpoints.get(&partition).cloned())
+    }
+
+    async fn advance(
+        &mut self,
+        _topic: &str,
+        partition: i32,
+        to: &Checkpoint,
+        known: bool,
+    ) -> Result<Written, LedgerError> {
+        if !known && self.checkpoints.contains_key(&partition) {
+            return Ok(Written::Taken);
+        }
+        self.checkpoints.insert(partition, to.clone());
+        Ok(Written::Done)
+    }
+
+    async fn fence(&mut self, item: &str, epoch: Uuid) -> Result<Option<u64>, LedgerError> {
+        if self.no_fence {
+            return Ok(None);
+        }
+        Ok(self.terms.get(&(item.to_owned(), epoch)).map(|(term, _)| *term))
+    }
+
+    async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {
+        let before = self.clone();
+        for row in rows {
+            let sale = &row.sale;
+            let unit = (sale.item.clone(), sale.epoch, sale.serial);
+            let place = (row.partition, row.message.offset);
+            let taken = self.rows.contains_key(&sale.order)
+                || self.units.contains_key(&unit)
+                || self.places.contains_key(&place);
+            if taken {
+                *self = before;
+                return Ok(Written::Taken);
+            }
+            self.units.insert(unit, sale.order);
+            self.places.insert(place, sale.order);
+            let recorded =
+                Recorded { partition: row.partition, offset: row.message.offset, sale: sale.clone() };
+            self.rows.insert(sale.order, recorded);
+        }
+        Ok(Written::Done)
+    }
+
+    async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError> {
+        let mut found = BTreeSet::new();
+        for row in rows {
+            let sale = &row.sale;
+            found.extend(self.rows.contains_key(&sale.order).then_some(sale.order));
+            found.extend(self.units.get(&(sale.item.clone(), sale.epoch, sale.serial)));
+            found.extend(self.places.get(&(row.partition, row.message.offset)));
+        }
+        let standing = found.iter().filter_map(|order| self.rows.get(order)).map(|row| Standing {
+            topic: rows[0].topic.to_owned(),
+            partition: row.partition,
+            offset: row.offset,
+            sale: row.sale.clone(),
+        });
+        Ok(standing.collect())
+    }
+
+    async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError> {
+        let place = (row.partition, row.message.offset);
+        if self.conflicts.contains_key(&place) {
+            return Ok(Written::Taken);
+        }
+        self.conflicts.insert(place, (row.sale.clone(), reason.to_owned()));
+        Ok(Written::Done)
+    }
+
+    async fn bury(
+        &mut self,
+        _topic: &str,
+        partition: i32,
+        message: &Message,
+        error: &str,
+    ) -> Result<Written, LedgerError> {
+        if self.dead_letters.contains_key(&(partition, message.offset)) {
+            return Ok(Written::Taken);
+        }
+        self.dead_letters.insert((partition, message.offset), error.to_owned());
+        Ok(Written::Done)
+    }
+}

@@ -1,0 +1,794 @@
+//! The simulated servers, and the faces that the product's code sees of them.
+//!
+//! All servers are one value behind one lock; a call waits, then changes it in one step. Every
+//! node has faces of its own: those of a dead node never answer again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use consumer::ledger::{
+    Account, Batch as Posting, Checkpoint, Faults as Aside, Ledger, LedgerError, Message, Posted, SaleRecord,
+    post,
+};
+use consumer::reader::{Read, Reader, ReaderError};
+use consumer::sale::Sale;
+use seckill::item::Item;
+use seckill::journal::{Delivery, Journal, Receipt};
+use seckill::stock::{
+    Batch, Book, Call, Opening, Outbox, Reply, Shut, Shutting, Stock, StockError,
+};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::chance::Chance;
+use crate::faults::{Faults, Mutation};
+use crate::ledger::Books;
+use crate::redis::Redis;
+
+pub const TOPIC: &str = "CAR_NUMBER";
+/// The client gives up then, as the real one does.
+const REPLY_WITHIN: Duration = Duration::from_millis(800);
+const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// All servers.
+pub struct State {
+    pub chance: Chance,
+    pub faults: Faults,
+    pub redis: Redis,
+    pub runs: u64,
+    pub log: Vec<Vec<Vec<u8>>>,
+    partitions: BTreeMap<Uuid, usize>,
+    pub books: Books,
+    pub group: Group,
+    journal_down_until: Option<Instant>,
+    /// Units on sale by what the operator did, net of what was withdrawn.
+    pub granted: BTreeMap<Item, i64>,
+    /// Sales that a server lost something of.
+    pub hurt: BTreeSet<Uuid>,
+    /// Attempts whose record a wipe or a new sale took away, by item: a new round begins.
+    pub rounds: BTreeMap<Item, u64>,
+    pub wiped: BTreeSet<Item>,
+    pub reused: BTreeMap<Item, Uuid>,
+    pub trace: Vec<String>,
+    names: BTreeMap<Uuid, String>,
+}
+
+/// The consumer group.
+#[derive(Debug, Clone, Default)]
+pub struct Group {
+    pub members: Vec<u64>,
+    pub generation: u64,
+    pub offsets: BTreeMap<i32, i64>,
+    next: u64,
+}
+
+impl Group {
+    pub fn rebalance(&mut self) {
+        self.generation += 1;
+    }
+
+    fn share(&self, member: u64, partitions: usize) -> Vec<i32> {
+        let Some(place) = self.members.iter().position(|known| *known == member) else { return Vec::new() };
+        (0..partitions).filter(|p| p % self.members.len() == place).map(|p| p as i32).collect()
+    }
+}
+
+/// The servers, shared.
+pub struct Sim {
+    state: Mutex<State>,
+    pub mutation: Option<Mutation>,
+    tracing: bool,
+    began: Instant,
+}
+
+impl Sim {
+    pub fn new(seed: u64, mutation: Option<Mutation>, tracing: bool) -> Arc<Self> {
+        let mut chance = Chance::new(seed);
+        let faults = Faults::draw(&mut chance);
+        let partitions = chance.between(1, 3) as usize;
+        let redis = Redis { run: "run0".into(), ..Redis::default() };
+        let state = State {
+            chance,
+            faults,
+            redis,
+            runs: 0,
+            log: vec![Vec::new(); partitions],
+            partitions: BTreeMap::new(),
+            books: Books { no_fence: mutation == Some(Mutation::NoFence), ..Books::default() },
+            group: Group::default(),
+            journal_down_until: None,
+            granted: BTreeMap::new(),
+            hurt: BTreeSet::new(),
+            rounds: BTreeMap::new(),
+            wiped: BTreeSet::new(),
+            reused: BTreeMap::new(),
+            trace: Vec::new(),
+            names: BTreeMap::new(),
+        };
+        Arc::new(Self { state: Mutex::new(state), mutation, tracing, began: Instant::now() })
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics with the servers in hand")
+    }
+
+    pub fn log(&self, what: impl FnOnce(&mut State) -> String) {
+        if self.tracing {
+            let mut state = self.state();
+            let what = what(&mut state);
+            let at = self.began.elapsed().as_millis();
+            state.trace.push(format!("{at:>7} ms  {what}"));
+        }
+    }
+}
+
+impl State {
+    pub fn of(&mut self, faults: impl FnOnce(&Faults) -> u64) -> bool {
+        let times = faults(&self.faults);
+        times > 0 && self.chance.in_thousand(times)
+    }
+
+    pub fn ms(&mut self, low: u64, high: u64) -> Duration {
+        Duration::from_millis(self.chance.between(low, high))
+    }
+
+    /// A short name for what differs from run to run.
+    pub fn name(&mut self, id: Uuid) -> String {
+        let next = self.names.len();
+        self.names.entry(id).or_insert_with(|| format!("#{next}")).clone()
+    }
+
+    fn partition(&mut self, order: Uuid) -> usize {
+        let drawn = self.chance.next() as usize % self.log.len();
+        *self.partitions.entry(order).or_insert(drawn)
+    }
+
+    /// Changes a counter by hand, and keeps account of it.
+    pub fn by_hand(&mut self, item: &Item, change: impl FnOnce(Option<i64>) -> Option<i64>) {
+        let shelf = self.redis.shelf(item);
+        let before = shelf.stands();
+        shelf.counter = change(shelf.counter);
+        let after = shelf.stands();
+        *self.granted.entry(item.clone()).or_default() += after as i64 - before as i64;
+    }
+
+    /// Another life of Redis, with what it kept.
+    pub fn restart(&mut self, kept: Redis) {
+        self.runs += 1;
+        self.redis = Redis { run: format!("run{}", self.runs), ..kept };
+    }
+}
+
+/// One process, which can die.
+pub struct Node {
+    pub sim: Arc<Sim>,
+    pub name: String,
+    alive: watch::Sender<bool>,
+    silent_until: Mutex<Option<Instant>>,
+}
+
+impl Node {
+    pub fn new(sim: &Arc<Sim>, name: &str) -> Arc<Self> {
+        Arc::new(Self {
+            sim: Arc::clone(sim),
+            name: name.to_owned(),
+            alive: watch::Sender::new(true),
+            silent_until: Mutex::default(),
+        })
+    }
+
+    pub fn kill(&self) {
+        self.alive.send_replace(false);
+    }
+
+    /// Ends when the node does.
+    pub async fn dead(&self) {
+        let _ = self.alive.subscribe().wait_for(|alive| !alive).await;
+    }
+
+    /// Nothing happens on a dead node any more.
+    async fn here(&self) {
+        if !*self.alive.borrow() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut State) -> Result<T, StockError> + Send + 'static,
+    ) -> Result<T, StockError> {
+        self.here().await;
+        let silent = *self.silent_until.lock().expect("not poisoned");
+        if silent.is_some_and(|until| Instant::now() < until) {
+            return Err(StockError::Refused("redis does not answer".into()));
+        }
+        let (there, back, refused, run) = {
+            let mut state = self.sim.state();
+            let run = state.redis.run.clone();
+            let mut there = state.ms(0, 2);
+            let mut back = state.ms(0, 2);
+            if state.of(|faults| faults.stock_is_slow) {
+                (there, back) = (state.ms(0, 500), state.ms(0, 400));
+            }
+            if state.of(|faults| faults.stock_is_late) {
+                there = state.ms(700, 2500);
+            }
+            if state.of(|faults| faults.stock_loses_answers) {
+                back = REPLY_WITHIN;
+            }
+            (there, back, state.of(|faults| faults.stock_refuses), run)
+        };
+        if refused {
+            return Err(StockError::Refused("refused".into()));
+        }
+        let silence = async |after: Duration| {
+            sleep(after).await;
+            self.here().await;
+            let pause = self.sim.state().ms(100, 1500);
+            *self.silent_until.lock().expect("not poisoned") = Some(Instant::now() + pause);
+            self.sim.log(|_| format!("{}: {what}: silence", self.name));
+            Err(StockError::Silent("no answer".into()))
+        };
+        if there + back < REPLY_WITHIN {
+            sleep(there).await;
+            let done = {
+                let mut state = self.sim.state();
+                if state.redis.run == run { Some(work(&mut state)) } else { None }
+            };
+            sleep(back).await;
+            self.here().await;
+            return match done {
+                Some(done) => done,
+                None => silence(Duration::ZERO).await,
+            };
+        }
+        // It was sent: it is done whatever becomes of the one who asked.
+        let sim = Arc::clone(&self.sim);
+        let name = self.name.clone();
+        tokio::spawn(async move {
+            sleep(there).await;
+            let mut state = sim.state();
+            if state.redis.run == run {
+                let _ = work(&mut state);
+                drop(state);
+                sim.log(|_| format!("{name}: {what}: done, and nobody hears of it"));
+            }
+        });
+        silence(REPLY_WITHIN).await
+    }
+
+    /// A call to the ledger: refused before, done, or done with the answer lost.
+    async fn book<T>(
+        &self,
+        what: &'static str,
+        work: impl AsyncFnOnce(&mut Books) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
+        self.here().await;
+        let (there, back, away, lost) = {
+            let mut state = self.sim.state();
+            let slow = if state.of(|faults| faults.ledger_away) { 3000 } else { 3 };
+            (
+                state.ms(0, slow),
+                state.ms(0, slow),
+                state.of(|faults| faults.ledger_away),
+                state.of(|faults| faults.ledger_answer_lost),
+            )
+        };
+        sleep(there).await;
+        self.here().await;
+        if away {
+            return Err(LedgerError::Away("away".into()));
+        }
+        // One transaction at a time, as strict locks make it: `work` awaits nothing that waits.
+        let mut books = self.sim.state().books.clone();
+        let done = work(&mut books).await;
+        if done.is_ok() {
+            self.sim.state().books = books;
+        }
+        sleep(back).await;
+        self.here().await;
+        if lost {
+            self.sim.log(|_| format!("{}: {what}: the ledger's answer is lost", self.name));
+            return Err(LedgerError::Away("the answer is lost".into()));
+        }
+        done
+    }
+}
+
+/// Faces of the servers, for one node.
+#[derive(Clone)]
+pub struct Face(pub Arc<Node>);
+
+#[async_trait]
+impl Stock for Face {
+    async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
+        let mutation = self.0.sim.mutation;
+        let (item, call, node) = (item.clone(), call.clone(), Arc::clone(&self.0));
+        let ask = |node: Arc<Node>, call: Call| {
+            let item = item.clone();
+            let sim = Arc::clone(&node.sim);
+            async move {
+                let name = node.name.clone();
+                let noted = call.clone();
+                let reply = node
+                    .ask("take", move |state| {
+                        let reused = state.reused.get(&item).copied();
+                        let reply = state.redis.take(&item, &call, mutation, reused);
+                        if let Some(epoch) = state.redis.shelf(&item).book.epoch {
+                            state.reused.insert(item.clone(), epoch);
+                        }
+                        reply
+                    })
+                    .await;
+                if !noted.attempts.is_empty() {
+                    sim.log(|state| {
+                        let orders: Vec<String> = noted
+                            .attempts
+                            .iter()
+                            .map(|attempt| {
+                                format!(
+                                    "{}={}",
+                                    state.name(attempt.order),
+                                    attempt.name.as_deref().unwrap_or("-")
+                                )
+                            })
+                            .collect();
+                        let said = match &reply {
+                            Ok(reply) => format!(
+                                "{:?}, {} left{}",
+                                reply
+                                    .taken
+                                    .as_ref()
+                                    .map(|batch| (state.name(batch.epoch), batch.term, batch.serial)),
+                                reply.left.map_or("-".into(), |left| left.to_string()),
+                                if reply.shut { ", shut" } else { "" }
+                            ),
+                            Err(error) => error.to_string(),
+                        };
+                        format!("{name}: take {}: {said}", orders.join(" "))
+                    });
+                }
+                reply
+            }
+        };
+        let reply = ask(Arc::clone(&node), call.clone()).await;
+        match reply {
+            Err(StockError::Silent(_)) if mutation == Some(Mutation::SendAgain) => {
+                sleep(Duration::from_millis(1500)).await;
+                ask(node, call).await
+            }
+            reply => reply,
+        }
+    }
+
+    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError> {
+        let item = item.clone();
+        self.0.ask("outbox", move |state| Ok(state.redis.outbox(&item))).await
+    }
+
+    async fn items(&self) -> Result<Vec<Item>, StockError> {
+        self.0
+            .ask("items", |state| {
+                let mut items = state.redis.items.clone();
+                items.insert(Item::default());
+                Ok(items.into_iter().collect())
+            })
+            .await
+    }
+
+    async fn on_sale(&self, item: &Item) -> Result<bool, StockError> {
+        let item = item.clone();
+        self.0
+            .ask("on_sale", move |state| {
+                let exists = state.redis.shelf(&item).counter.is_some();
+                if exists {
+                    state.redis.items.insert(item);
+                }
+                Ok(exists)
+            })
+            .await
+    }
+
+    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
+        let item = item.clone();
+        self.0
+            .ask("seed", move |state| {
+                let before = state.redis.shelf(&item).stands();
+                if state.redis.seed(&item, units, epoch)? {
+                    *state.granted.entry(item.clone()).or_default() += units as i64 - before as i64;
+                    *state.rounds.entry(item).or_default() += 1;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
+        let item = item.clone();
+        self.0
+            .ask("add", move |state| {
+                if state.redis.shelf(&item).counter.is_none() {
+                    return Ok(None);
+                }
+                state.by_hand(&item, |counter| counter.map(|counter| counter + units as i64));
+                Ok(Some(state.redis.shelf(&item).stands()))
+            })
+            .await
+    }
+
+    async fn shut(&self, item: &Item, id: Uuid, why: Shutting) -> Result<Option<Shut>, StockError> {
+        let asked = item.clone();
+        let found = self.0.ask("shut", move |state| Ok(state.redis.shut(&asked, id, why))).await;
+        self.0.sim.log(|_| format!("{}: shut {item} {why:?}: {found:?}", self.0.name));
+        found
+    }
+
+    async fn open(&self, item: &Item, opening: &Opening) -> Result<bool, StockError> {
+        let (asked, given) = (item.clone(), opening.clone());
+        let done = self
+            .0
+            .ask("open", move |state| {
+                let before = state.redis.shelf(&asked).stands();
+                let opened = state.redis.open(&asked, &given);
+                if opened && given.anew.is_some() {
+                    let after = state.redis.shelf(&asked).stands();
+                    *state.granted.entry(asked.clone()).or_default() += after as i64 - before as i64;
+                    state.wiped.remove(&asked);
+                }
+                Ok(opened)
+            })
+            .await;
+        let anew = opening.anew.as_ref().map(|anew| (anew.serial, anew.left, anew.winners.len()));
+        self.0.sim.log(|_| {
+            format!("{}: open {item} term {} anew (serial, left, winners) {anew:?}: {done:?}", self.0.name, opening.term)
+        });
+        done
+    }
+
+    async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {
+        let item = item.clone();
+        self.0.ask("books", move |state| Ok(state.redis.books(&item))).await
+    }
+}
+
+/// What becomes of one sale on its way into the log.
+struct Fate {
+    /// When it leaves the process.
+    sent: Duration,
+    /// When it lands after that; `None`: never.
+    lands: Option<Duration>,
+    doubled: Option<Duration>,
+    /// What the process hears, and when after sending.
+    heard: (Duration, Delivery),
+}
+
+impl State {
+    fn fate(&mut self) -> Fate {
+        let sent = self.ms(0, 2);
+        let lands = self.ms(0, 3);
+        let mut fate =
+            Fate { sent, lands: Some(lands), doubled: None, heard: (lands + sent, Delivery::Acknowledged) };
+        if self.of(|faults| faults.journal_is_slow) {
+            let lands = self.ms(0, 4000);
+            fate.lands = Some(lands);
+            fate.heard.0 = lands + self.ms(0, 5000);
+        }
+        if self.journal_down_until.is_some_and(|until| Instant::now() < until)
+            || self.of(|faults| faults.journal_drops)
+        {
+            fate = Fate { sent, lands: None, doubled: None, heard: (self.ms(0, 9_900), Delivery::Unknown) };
+        }
+        if self.of(|faults| faults.journal_lands_unknown) {
+            fate.lands = Some(self.ms(0, 2000));
+            fate.heard = (self.ms(0, 9_900), Delivery::Unknown);
+        }
+        if self.of(|faults| faults.journal_lands_late) {
+            fate.lands = Some(self.ms(5_000, 40_000));
+            fate.heard = (self.ms(0, 9_900), Delivery::Unknown);
+        }
+        if self.of(|faults| faults.journal_doubles) {
+            fate.doubled = Some(self.ms(0, 15_000));
+        }
+        // The real one gives up by its deadline.
+        fate.heard.0 = fate.heard.0.min(DELIVERY_DEADLINE);
+        fate
+    }
+}
+
+#[async_trait]
+impl Journal for Face {
+    fn append(&self, batch: &Batch) -> Arc<Receipt> {
+        let receipt = Receipt::new(batch.attempts.len());
+        for (index, mut sale) in batch.sales().enumerate() {
+            let mutation = self.0.sim.mutation;
+            if mutation == Some(Mutation::ForgetAttempt) {
+                sale.attempt = None;
+            }
+            let (mut fate, partition) = {
+                let mut state = self.0.sim.state();
+                let partition = state.partition(sale.order);
+                (state.fate(), partition)
+            };
+            if mutation == Some(Mutation::AcknowledgeWithoutLanding) {
+                fate.heard.1 = Delivery::Acknowledged;
+            }
+            let (node, receipt) = (Arc::clone(&self.0), Arc::clone(&receipt));
+            let value = sale.to_json().expect("a sale has a JSON form");
+            tokio::spawn(async move {
+                sleep(fate.sent).await;
+                node.here().await;
+                let sim = Arc::clone(&node.sim);
+                for after in [fate.lands, fate.doubled].into_iter().flatten() {
+                    let (sim, value) = (Arc::clone(&sim), value.clone());
+                    let sale = sale.clone();
+                    tokio::spawn(async move {
+                        sleep(after).await;
+                        sim.state().log[partition].push(value);
+                        sim.log(|state| {
+                            let offset = state.log[partition].len() - 1;
+                            format!(
+                                "journal {partition}/{offset}: {} ({}, term {}, {}) lands",
+                                state.name(sale.order),
+                                state.name(sale.epoch),
+                                sale.term,
+                                sale.serial
+                            )
+                        });
+                    });
+                }
+                sleep(fate.heard.0).await;
+                node.here().await;
+                if fate.heard.1 == Delivery::Unknown {
+                    sim.log(|state| format!("{}: {} is unknown", node.name, state.name(sale.order)));
+                    if mutation == Some(Mutation::PutBack) {
+                        let item: Item = sale.item.parse().expect("an item");
+                        let mut state = sim.state();
+                        let shelf = state.redis.shelf(&item);
+                        shelf.counter = shelf.counter.map(|counter| counter + 1);
+                    }
+                }
+                receipt.note(index, fate.heard.1);
+            });
+        }
+        receipt
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        let mut state = self.0.sim.state();
+        let now = Instant::now();
+        if state.journal_down_until.is_some_and(|until| now < until) {
+            return Err("the journal is away".into());
+        }
+        if state.of(|faults| faults.journal_is_down) {
+            let until = now + state.ms(500, 8000);
+            state.journal_down_until = Some(until);
+        }
+        Ok(())
+    }
+
+    fn topic(&self) -> &str {
+        TOPIC
+    }
+
+    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
+        self.0.here().await;
+        let (wait, away) = {
+            let mut state = self.0.sim.state();
+            (state.ms(0, 20), state.of(|faults| faults.journal_ends_away))
+        };
+        sleep(wait).await;
+        self.0.here().await;
+        if away {
+            return Err("the journal is away".into());
+        }
+        let state = self.0.sim.state();
+        Ok(state.log.iter().enumerate().map(|(p, log)| (p as i32, log.len() as i64)).collect())
+    }
+
+    async fn flush(&self, _within: Duration) {}
+}
+
+#[async_trait]
+impl Ledger for Face {
+    async fn migrate(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    async fn checkpoints(&self, _topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
+        self.0.book("checkpoints", async |books| Ok(books.checkpoints.clone())).await
+    }
+
+    async fn post(&self, batch: &Posting) -> Result<Posted, LedgerError> {
+        if self.0.sim.state().of(|faults| faults.ledger_moved) {
+            return Err(LedgerError::Moved { partition: 0, expected: None, found: None });
+        }
+        let posted = self.0.book("post", async |books| post::post(books, batch).await).await;
+        self.0.sim.log(|_| {
+            let parts: Vec<_> = batch
+                .parts
+                .iter()
+                .map(|part| (part.partition, part.from, part.messages.len()))
+                .collect();
+            let said = match &posted {
+                Ok(p) => format!("new {} dup {} conflict {} late {}", p.new, p.duplicate, p.conflict, p.late),
+                Err(error) => error.to_string(),
+            };
+            format!("{}: post {parts:?}: {said}", self.0.name)
+        });
+        posted
+    }
+
+    async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
+        self.0.book("find", async |books| Ok(books.rows.get(&order).map(|row| row.sale.clone()))).await
+    }
+
+    async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
+        if self.0.sim.mutation == Some(Mutation::SeedOnlyInStock) {
+            return Ok(());
+        }
+        self.0
+            .book("begin_sale", async |books| {
+                books.begin_sale(item, epoch, units);
+                Ok(())
+            })
+            .await
+    }
+
+    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
+        self.0.book("sales", async |books| Ok(books.sales())).await
+    }
+
+    async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
+        self.0.book("serials", async |books| Ok(books.serials(item, epoch))).await
+    }
+
+    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+        let account = self.0.book("raise_term", async |books| Ok(books.raise_term(item, epoch))).await;
+        self.0.sim.log(|state| {
+            let term = state.books.account(item, epoch).term;
+            format!("{}: raise_term {item} {} to {term}: {account:?}", self.0.name, state.name(epoch))
+        });
+        account
+    }
+
+    async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+        self.0.book("account", async |books| Ok(books.account(item, epoch))).await
+    }
+
+    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
+        self.0.book("winners", async |books| Ok(books.winners(item, epoch))).await
+    }
+
+    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
+        if !serials.is_empty() {
+            self.0.sim.log(|_| format!("{}: void {item} {serials:?}", self.0.name));
+        }
+        self.0
+            .book("void", async |books| {
+                books.voids.extend(serials.iter().map(|serial| (item.to_owned(), epoch, *serial)));
+                Ok(())
+            })
+            .await
+    }
+
+    async fn faults(&self) -> Result<Aside, LedgerError> {
+        Ok(Aside::default())
+    }
+}
+
+/// A member of the consumer group.
+pub struct Member {
+    node: Arc<Node>,
+    id: u64,
+    generation: u64,
+    mine: Vec<i32>,
+    /// Where it reads on; nothing is read of a partition that was not started.
+    at: BTreeMap<i32, i64>,
+}
+
+impl Member {
+    pub fn join(node: &Arc<Node>) -> Self {
+        let mut state = node.sim.state();
+        state.group.next += 1;
+        let id = state.group.next;
+        state.group.members.push(id);
+        state.group.rebalance();
+        Self { node: Arc::clone(node), id, generation: 0, mine: Vec::new(), at: BTreeMap::new() }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn assigned(&mut self) -> Option<Read> {
+        let mut state = self.node.sim.state();
+        if state.of(|faults| faults.rebalance) {
+            state.group.rebalance();
+        }
+        if state.group.generation == self.generation {
+            return None;
+        }
+        self.generation = state.group.generation;
+        self.mine = state.group.share(self.id, state.log.len());
+        self.at.clear();
+        Some(Read::Assigned(self.mine.clone()))
+    }
+}
+
+#[async_trait]
+impl Reader for Member {
+    fn topic(&self) -> &str {
+        TOPIC
+    }
+
+    async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError> {
+        self.node.here().await;
+        if let Some(assigned) = self.assigned() {
+            return Ok(assigned);
+        }
+        for turn in 0..2 {
+            if max > 0 {
+                let mut state = self.node.sim.state();
+                if state.of(|faults| faults.reader_away) {
+                    return Err(ReaderError::Away("away".into()));
+                }
+                let max = state.chance.between(1, 8).min(max as u64) as usize;
+                let mut read = BTreeMap::new();
+                for (partition, at) in &mut self.at {
+                    let log = &state.log[*partition as usize];
+                    let from = (*at).clamp(0, log.len() as i64) as usize;
+                    let upto = log.len().min(from + max);
+                    let messages: Vec<Message> = (from..upto)
+                        .map(|offset| Message { offset: offset as i64, value: log[offset].clone() })
+                        .collect();
+                    if !messages.is_empty() {
+                        *at = upto as i64;
+                        read.insert(*partition, messages);
+                    }
+                }
+                if !read.is_empty() {
+                    return Ok(Read::Messages(read));
+                }
+            }
+            if turn == 0 {
+                sleep(wait).await;
+                self.node.here().await;
+            }
+        }
+        Ok(self.assigned().unwrap_or(Read::Quiet))
+    }
+
+    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+        self.node.here().await;
+        let mut state = self.node.sim.state();
+        if state.of(|faults| faults.reader_away) {
+            return Err(ReaderError::Away("away".into()));
+        }
+        for partition in &self.mine {
+            let end = state.log[*partition as usize].len() as i64;
+            let mut at = from.get(partition).copied().unwrap_or(0);
+            if self.node.sim.mutation == Some(Mutation::SeekToGroup) {
+                at = state.group.offsets.get(partition).copied().unwrap_or(at);
+            }
+            if at < 0 || at > end {
+                return Err(ReaderError::Foreign(format!("offset {at} is not in the log")));
+            }
+            self.at.insert(*partition, at);
+        }
+        Ok(())
+    }
+
+    async fn report(&mut self, next: &BTreeMap<i32, i64>) {
+        self.node.here().await;
+        self.node.sim.state().group.offsets.extend(next);
+    }
+
+    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
+        let state = self.node.sim.state();
+        Ok(self.mine.iter().map(|p| (*p, state.log[*p as usize].len() as i64)).collect())
+    }
+}
