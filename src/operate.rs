@@ -12,13 +12,13 @@ use uuid::Uuid;
 use crate::audit::{self, Audit};
 use crate::item::Item;
 use crate::reopen::{self, Restoration};
-use crate::stock::Book;
+use crate::stock::{Book, StockError};
 use crate::world::{Kind, Purpose, World, WorldError};
 
 /// The books could not be checked (`EX_UNAVAILABLE` of sysexits.h).
 const EXIT_UNAVAILABLE: u8 = 69;
 
-/// How long `seed` goes on trying: a new sale is safe to begin twice.
+/// How long `seed` goes on trying while it is refused.
 const SEED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Opens the world, or prints why not.
@@ -41,11 +41,25 @@ pub async fn seed(settings: &Settings, item: &Item, units: u64) -> ExitCode {
     let epoch = Uuid::now_v7();
     let deadline = Instant::now() + SEED_WITHIN;
     loop {
-        match world.seed(item, units, epoch).await {
+        let error = match world.seed(item, units, epoch).await {
             Ok(()) => return print(&format!("{item}: a new sale of {units} units, {epoch}")),
-            Err(why) if Instant::now() >= deadline => return failure(&format!("seed: {why}")),
-            Err(why) => log::warn!("seed: {why}; trying again"),
+            // Not sent again: it may have begun, sold, and been lost with Redis since.
+            Err(error @ StockError::Silent(_)) => {
+                return failure(&format!(
+                    "nobody knows whether the sale began ({error}); look with `seckill status`"
+                ));
+            }
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline {
+            // A sale that never began must not look like one that was lost.
+            let withdrawn = world.ledger.withdraw_sale(item.name(), epoch).await;
+            let after = withdrawn
+                .err()
+                .map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
+            return failure(&format!("no sale was begun: {error}{after}"));
         }
+        log::warn!("seed: {error}; trying again");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
@@ -59,8 +73,8 @@ pub async fn add(settings: &Settings, item: &Item, units: u64) -> ExitCode {
     match world.stock.add(item, units).await {
         Ok(Some(left)) => print(&format!("{item}: {units} units added, {left} left")),
         Ok(None) => failure(&format!("{item} is not on sale; begin a sale with `seckill seed {units}`")),
-        Err(crate::stock::StockError::Refused(why)) => failure(&format!("nothing was added: {why}")),
-        Err(crate::stock::StockError::Silent(why)) => failure(&format!(
+        Err(StockError::Refused(why)) => failure(&format!("nothing was added: {why}")),
+        Err(StockError::Silent(why)) => failure(&format!(
             "nobody knows whether {units} units were added ({why}); look with `seckill status` before you repeat it"
         )),
     }
@@ -175,7 +189,7 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
 async fn line(world: &World, item: &Item) -> Line {
     let name = item.name().to_owned();
     let known = async { Ok((world.stock.books(item).await?, world.stock.outbox(item).await?)) };
-    let known: Result<_, crate::stock::StockError> = known.await;
+    let known: Result<_, StockError> = known.await;
     match known {
         Err(error) => {
             Line { item: name, state: "unavailable", error: Some(error.to_string()), ..Line::default() }

@@ -16,7 +16,7 @@ use crate::audit::behind;
 use crate::item::Item;
 use crate::metrics::Metrics;
 use crate::shop::Shop;
-use crate::stock::{Anew, Opening, Shut, Shutting};
+use crate::stock::{Anew, Book, Opening, Outbox, Shutting};
 use crate::till::{DELIVERY_DEADLINE, TELL_WITHIN};
 use crate::world::World;
 
@@ -94,7 +94,9 @@ impl Reopener {
     /// Tries once to open everything that is shut, all at a time: each waits for the same things.
     pub async fn pass(self: &Arc<Self>) {
         let mut trials = tokio::task::JoinSet::new();
-        for till in self.shop.tills() {
+        let tills = self.shop.tills();
+        self.shut().retain(|item, _| tills.iter().any(|till| till.item() == item && till.is_shut()));
+        for till in tills {
             self.metrics.shut(till.item().name(), till.is_shut());
             if till.is_shut() {
                 let (this, item) = (Arc::clone(self), till.item().clone());
@@ -143,18 +145,30 @@ impl Reopener {
 /// Shuts a sale that is not believed, and opens it when nothing of it is missing.
 ///
 /// # Errors
-/// A server that is needed for it is away; the sale stays shut.
+/// A server that is needed for it is away, or somebody else came in between; the sale stays shut.
 pub async fn reopen(world: &World, item: &Item, id: Uuid, from: Option<Uuid>) -> Result<Verdict, String> {
+    let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
+    let Some(book) = books.first().filter(|book| book.shut) else { return Ok(Verdict::Open) };
+    if book.epoch.is_nil() {
+        return Ok(Verdict::Incomplete("it was emptied, or is being restored".into()));
+    }
+    // Read before the sale is shut under this id: whoever opens it in between raises the term.
+    let term = term_of(world, item, book.epoch).await?;
     let shut = world.stock.shut(item, id, Shutting::Reopen(from)).await.map_err(|error| error.to_string())?;
     let Some(shut) = shut else { return Ok(Verdict::Open) };
     if shut.by != id.to_string() {
         return Ok(Verdict::Theirs(shut.by));
     }
-    let Some(epoch) = shut.epoch else {
-        return Ok(Verdict::Incomplete("it was being restored".into()));
-    };
-    log::info!("{item}: shut until its books are seen to be complete");
-    let account = settle(world, item, epoch).await?;
+    if shut.epoch != Some(book.epoch) {
+        return Err("another sale began meanwhile".into());
+    }
+    let (account, outbox) = settle(world, item, book.epoch, term).await?;
+    for order in outbox.batches.iter().flat_map(|batch| &batch.attempts).map(|attempt| attempt.order) {
+        // A stock put back to before an earlier loss may count right with another sale in it.
+        if world.ledger.find(order).await.map_err(|error| error.to_string())?.is_none() {
+            return Ok(Verdict::Incomplete(format!("order {order} of its outbox is not recorded")));
+        }
+    }
     if account.outdated {
         return Ok(Verdict::Incomplete("the ledger knows a newer sale".into()));
     }
@@ -167,17 +181,21 @@ pub async fn reopen(world: &World, item: &Item, id: Uuid, from: Option<Uuid>) ->
     let opening = Opening { id, run: shut.run, term: account.term, anew: None };
     match world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
         true => Ok(Verdict::Open),
-        false => Ok(Verdict::Theirs(String::new())),
+        false => Err("somebody else shut it meanwhile, or the stock was restarted once more".into()),
     }
 }
 
-/// Waits until nothing of what a shut sale sold is under way any more, and counts it for good.
-async fn settle(world: &World, item: &Item, epoch: Uuid) -> Result<Account, String> {
+async fn term_of(world: &World, item: &Item, epoch: Uuid) -> Result<u64, String> {
+    let account = world.ledger.account(item.name(), epoch).await.map_err(|error| error.to_string())?;
+    Ok(account.term)
+}
+
+/// Waits until nothing of what a shut sale sold is under way any more, and counts it for good:
+/// the term it is counted under follows `term`, or somebody else opens the sale.
+async fn settle(world: &World, item: &Item, epoch: Uuid, term: u64) -> Result<(Account, Outbox), String> {
     sleep(SETTLED_AFTER).await;
     let outbox = world.stock.outbox(item).await.map_err(|error| error.to_string())?;
-    if let Some(entry) = outbox.unreadable.first() {
-        return Err(format!("an outbox entry cannot be read: {entry}"));
-    }
+    readable(&outbox)?;
     for batch in &outbox.batches {
         let receipt = world.journal.append(batch);
         let _ = timeout(DELIVERY_DEADLINE, receipt.done()).await;
@@ -185,9 +203,25 @@ async fn settle(world: &World, item: &Item, epoch: Uuid) -> Result<Account, Stri
             return Err("the journal does not acknowledge the outbox".into());
         }
     }
-    // Read after the outbox was acknowledged: all of it lies before these ends.
+    caught_up(world).await?;
+    let raised =
+        world.ledger.raise_term(item.name(), epoch, term).await.map_err(|error| error.to_string())?;
+    raised.map(|account| (account, outbox)).ok_or_else(|| "somebody else is opening the sale".to_owned())
+}
+
+fn readable(outbox: &Outbox) -> Result<(), String> {
+    match outbox.unreadable.first() {
+        Some(entry) => {
+            Err(format!("an outbox entry cannot be read; mend it, or take it out with HDEL: {entry}"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Waits until the ledger has all that is in the journal now.
+async fn caught_up(world: &World) -> Result<(), String> {
     let ends = world.journal.ends().await?;
-    let caught_up = async {
+    let looking = async {
         loop {
             let posted = world.ledger.checkpoints(world.journal.topic()).await;
             if posted.map_err(|error| error.to_string()).map(|posted| behind(&ends, &posted))? == 0 {
@@ -196,8 +230,7 @@ async fn settle(world: &World, item: &Item, epoch: Uuid) -> Result<Account, Stri
             sleep(LOOK_EVERY).await;
         }
     };
-    timeout(CAUGHT_UP_WITHIN, caught_up).await.map_err(|_| "the ledger has not caught up".to_owned())??;
-    world.ledger.raise_term(item.name(), epoch).await.map_err(|error| error.to_string())
+    timeout(CAUGHT_UP_WITHIN, looking).await.map_err(|_| "the ledger has not caught up".to_owned())?
 }
 
 /// What `restore` would do to an item, or did.
@@ -225,63 +258,100 @@ pub enum Restoration {
 /// Makes the stock's books anew from ledger and journal. Without `write` it only says what it
 /// would do, as far as can be said while the sale is not shut.
 ///
+/// A sale that is open and believed is never touched.
+///
 /// # Errors
-/// A server is away. Once more is safe.
+/// A server is away, or somebody else came in between. Once more is safe.
 pub async fn restore(
     world: &World,
     item: &Item,
     left: Option<u64>,
     write: bool,
 ) -> Result<Restoration, String> {
+    // What the journal holds and the ledger lacks may be the very sale that was lost.
+    caught_up(world).await?;
+    let chosen = match choose(world, item).await? {
+        Ok(chosen) => chosen,
+        Err(otherwise) => return Ok(otherwise),
+    };
+    if !write {
+        readable(&world.stock.outbox(item).await.map_err(|error| error.to_string())?)?;
+        let account =
+            world.ledger.account(item.name(), chosen.epoch).await.map_err(|error| error.to_string())?;
+        return Ok(anew(world, item, &chosen, &account, left).await?.0);
+    }
+    let term = term_of(world, item, chosen.epoch).await?;
+    let id = Uuid::now_v7();
+    let shut = world.stock.shut(item, id, Shutting::Restore).await.map_err(|error| error.to_string())?;
+    let Some(shut) = shut else { return Ok(Restoration::Unneeded) };
+    let (account, _) = settle(world, item, chosen.epoch, term).await?;
+    // From here on nothing changes any more, so what was chosen before must still be right.
+    match choose(world, item).await? {
+        Ok(now) if now.epoch == chosen.epoch && !account.outdated => {
+            let (restoration, missing) = anew(world, item, &now, &account, left).await?;
+            let Restoration::Book { epoch, serial, left, .. } = restoration else { return Ok(restoration) };
+            world.ledger.void(item.name(), epoch, &missing).await.map_err(|error| error.to_string())?;
+            let winners =
+                world.ledger.winners(item.name(), epoch).await.map_err(|error| error.to_string())?;
+            let anew = Some(Anew { epoch, serial, left, winners });
+            let opening = Opening { id, run: shut.run, term: account.term, anew };
+            match world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
+                true => Ok(restoration),
+                false => {
+                    Err("somebody else shut the sale meanwhile, or Redis was restarted once more".into())
+                }
+            }
+        }
+        Ok(_) => Err("another sale came to light meanwhile; run it again".into()),
+        Err(otherwise) => Ok(otherwise),
+    }
+}
+
+/// The sale that is to be restored, with its book if there is one.
+struct Chosen {
+    epoch: Uuid,
+    book: Option<Book>,
+}
+
+async fn choose(world: &World, item: &Item) -> Result<Result<Chosen, Restoration>, String> {
     let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
-    let running = books.first().filter(|book| book.on_sale || book.shut);
+    let book = books
+        .into_iter()
+        .next()
+        .filter(|book| !book.epoch.is_nil() && (book.shut || book.on_sale || book.serial > 0));
     let known = world.ledger.sales().await.map_err(|error| error.to_string())?;
     let recorded = known.iter().filter(|sale| sale.item == item.name()).map(|sale| sale.epoch).max();
-    let epoch = match (running, recorded) {
-        (Some(book), _) if !book.shut && recorded.is_none_or(|epoch| epoch <= book.epoch) => {
-            return Ok(Restoration::Unneeded);
-        }
+    Ok(match (book, recorded) {
+        // Also when its counter was taken away: nothing was lost.
+        (Some(book), _) if !book.shut => Err(Restoration::Unneeded),
         (Some(book), Some(epoch)) if book.epoch > epoch && book.serial > 0 => {
-            return Ok(Restoration::Refused(format!(
-                "a newer sale, {}, has sold {}",
-                book.epoch, book.serial
-            )));
+            Err(Restoration::Refused(format!("a newer sale, {}, has sold {}", book.epoch, book.serial)))
         }
-        (Some(book), None) => book.epoch,
-        (_, Some(epoch)) => epoch,
-        (None, None) => return Ok(Restoration::Unknown),
-    };
-    let id = Uuid::now_v7();
-    let (shut, account) = if write {
-        let shut = world.stock.shut(item, id, Shutting::Restore).await.map_err(|error| error.to_string())?;
-        let Some(shut) = shut else { return Ok(Restoration::Unneeded) };
-        let account = settle(world, item, epoch).await?;
-        (Some(shut), account)
-    } else {
-        (None, world.ledger.account(item.name(), epoch).await.map_err(|error| error.to_string())?)
-    };
-    let booked = running.filter(|book| book.epoch == epoch);
+        (book, Some(epoch)) => Ok(Chosen { epoch, book: book.filter(|book| book.epoch == epoch) }),
+        (Some(book), None) => Ok(Chosen { epoch: book.epoch, book: Some(book) }),
+        (None, None) => Err(Restoration::Unknown),
+    })
+}
+
+/// The book as it is to be, and the serials that are to be written off.
+async fn anew(
+    world: &World,
+    item: &Item,
+    chosen: &Chosen,
+    account: &Account,
+    left: Option<u64>,
+) -> Result<(Restoration, Vec<u64>), String> {
+    let epoch = chosen.epoch;
     // Taken and lost before anybody heard of them: no message, no outbox entry.
-    let serial = account.highest.max(booked.map_or(0, |book| book.serial));
+    // And a serial that was written off once is not sold again.
     let serials = world.ledger.serials(item.name(), epoch).await.map_err(|error| error.to_string())?;
+    let booked = chosen.book.as_ref().map_or(0, |book| book.serial);
+    let serial = account.highest.max(booked).max(serials.last().copied().unwrap_or(0));
     let missing: Vec<u64> = (1..=serial).filter(|serial| serials.binary_search(serial).is_err()).collect();
     // A book that is not behind knows what operators did since the last sale; the ledger cannot.
-    let left = left.unwrap_or(match booked {
+    let left = left.unwrap_or(match &chosen.book {
         Some(book) if book.on_sale && book.serial >= account.highest => book.left,
         _ => account.remaining,
     });
-    let void = missing.len() as u64;
-    if let Some(Shut { run, .. }) = shut {
-        world.ledger.void(item.name(), epoch, &missing).await.map_err(|error| error.to_string())?;
-        let winners = world.ledger.winners(item.name(), epoch).await.map_err(|error| error.to_string())?;
-        let opening =
-            Opening { id, run, term: account.term, anew: Some(Anew { epoch, serial, left, winners }) };
-        if !world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
-            return Err(
-                "somebody else shut the sale meanwhile, or Redis was restarted once more; run it again"
-                    .into(),
-            );
-        }
-    }
-    Ok(Restoration::Book { epoch, serial, void, left })
+    Ok((Restoration::Book { epoch, serial, void: missing.len() as u64, left }, missing))
 }

@@ -296,7 +296,7 @@ pub enum Shutting {
     /// Because its stock was restarted; one that is open and believed stays open. Takes over
     /// from who has shut it under this id.
     Reopen(Option<Uuid>),
-    /// Because an operator wants its books made anew, whatever they say.
+    /// Because an operator wants its books made anew; one that is open and believed stays open.
     Restore,
 }
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use consumer::config::{ConfigError, Settings};
-use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::ledger::sqlite::SqliteLedger;
+use consumer::ledger::{Ledger, LedgerError};
 use consumer::sqlite::{FileError, SqliteFile};
 use uuid::Uuid;
 
@@ -15,9 +15,9 @@ use crate::item::Item;
 use crate::journal::Journal;
 use crate::journal::kafka::KafkaJournal;
 use crate::journal::sqlite::SqliteJournal;
-use crate::stock::Stock;
 use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
+use crate::stock::{Stock, StockError};
 
 /// The parts.
 #[derive(Clone)]
@@ -135,20 +135,33 @@ impl World {
             empty &= world.stock.books(item).await.map_err(|error| failed(error.to_string()))?.is_empty();
         }
         if purpose == Purpose::Serve && empty {
-            world.seed(&Item::default(), settings.stock, Uuid::now_v7()).await.map_err(failed)?;
+            world
+                .seed(&Item::default(), settings.stock, Uuid::now_v7())
+                .await
+                .map_err(|error| failed(error.to_string()))?;
         }
         Ok(world)
     }
 
     /// Begins a new sale: the ledger's note first, so that a stock rolled back to before it
-    /// cannot bring the old sale to life again.
+    /// cannot bring the old sale to life again. Refused while the running one is shut.
     ///
     /// # Errors
-    /// What could not be written. Once more with the same epoch is safe.
-    pub async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), String> {
-        self.ledger.migrate().await.map_err(|error| error.to_string())?;
-        self.ledger.begin_sale(item.name(), epoch, units).await.map_err(|error| error.to_string())?;
-        self.stock.seed(item, units, epoch).await.map_err(|error| error.to_string())
+    /// What could not be written. Once more with the same epoch is safe; who gives up calls
+    /// [`Ledger::withdraw_sale`], unless the stock was silent.
+    pub async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
+        let refused = |error: LedgerError| StockError::Refused(error.to_string());
+        // Away is away; but a new sale may well mend a book that cannot be read.
+        self.stock.on_sale(item).await?;
+        let books = self.stock.books(item).await.unwrap_or_default();
+        if books.first().is_some_and(|book| book.shut) {
+            return Err(StockError::Refused(format!(
+                "{item} is shut: its books are being checked, or lack something"
+            )));
+        }
+        self.ledger.migrate().await.map_err(refused)?;
+        self.ledger.begin_sale(item.name(), epoch, units).await.map_err(refused)?;
+        self.stock.seed(item, units, epoch).await
     }
 }
 

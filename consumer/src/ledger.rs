@@ -48,9 +48,14 @@ pub trait Ledger: Send + Sync {
     /// The serials of one sale that are accounted for, recorded or void, ascending.
     async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError>;
 
-    /// Raises the term of a sale and says what is recorded of it, in one transaction: from then
-    /// on its sales of an older term are put aside as late, so that the answer stays true.
-    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;
+    /// Raises the term of a sale by one and says what is recorded of it, in one transaction:
+    /// from then on its sales of an older term are put aside as late, so that the answer stays
+    /// true. `None`, and nothing is changed, when the term is not `from` any more: somebody else
+    /// raised it, and may have opened the sale since.
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError>;
+
+    /// Takes back that a sale began, if nothing of it was sold: it never did.
+    async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError>;
 
     /// The same without raising the term: true only for the moment.
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;

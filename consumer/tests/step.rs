@@ -121,8 +121,12 @@ impl Ledger for FakeLedger {
         Ok(Vec::new())
     }
 
-    async fn raise_term(&self, _: &str, _: Uuid) -> Result<Account, LedgerError> {
+    async fn raise_term(&self, _: &str, _: Uuid, _: u64) -> Result<Option<Account>, LedgerError> {
         Err(LedgerError::Broken("not in the script".into()))
+    }
+
+    async fn withdraw_sale(&self, _: &str, _: Uuid) -> Result<(), LedgerError> {
+        Ok(())
     }
 
     async fn account(&self, _: &str, _: Uuid) -> Result<Account, LedgerError> {

@@ -417,8 +417,15 @@ impl Stock for RedisStock {
                 on_sale: counter.is_some(),
                 shut,
             });
-        } else if counter.is_some() {
-            books.push(Book { epoch: Uuid::nil(), serial: 0, left: now, seeded: now, on_sale: true, shut });
+        } else if counter.is_some() || shut {
+            books.push(Book {
+                epoch: Uuid::nil(),
+                serial: 0,
+                left: now,
+                seeded: now,
+                on_sale: counter.is_some(),
+                shut,
+            });
         }
         for (epoch, book) in earlier {
             books.push(earlier_book(&epoch, &book).ok_or_else(|| bad(&format!("{} {epoch}", keys.books)))?);

@@ -96,6 +96,4 @@ pub enum Mutation {
     SendAgain,
     /// The ledger is not told that a sale begins.
     SeedOnlyInStock,
-    /// Somebody whose checkpoint has moved is let post all the same.
-    NoUniqueUnit,
 }

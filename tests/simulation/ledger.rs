@@ -14,8 +14,8 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Default)]
 pub struct Books {
     pub rows: BTreeMap<Uuid, Recorded>,
-    units: BTreeMap<(String, Uuid, u64), Uuid>,
-    places: BTreeMap<(i32, i64), Uuid>,
+    pub units: BTreeMap<(String, Uuid, u64), Uuid>,
+    pub places: BTreeMap<(i32, i64), Uuid>,
     pub checkpoints: BTreeMap<i32, Checkpoint>,
     pub terms: BTreeMap<(String, Uuid), (u64, u64)>,
     pub voids: BTreeSet<(String, Uuid, u64)>,
@@ -38,10 +38,20 @@ impl Books {
         self.terms.entry((item.to_owned(), epoch)).or_insert((0, units));
     }
 
-    pub fn raise_term(&mut self, item: &str, epoch: Uuid) -> Account {
+    pub fn raise_term(&mut self, item: &str, epoch: Uuid, from: u64) -> Option<Account> {
+        if self.account(item, epoch).term != from {
+            return None;
+        }
         self.begin_sale(item, epoch, 0);
         self.terms.entry((item.to_owned(), epoch)).and_modify(|(term, _)| *term += 1);
-        self.account(item, epoch)
+        Some(self.account(item, epoch))
+    }
+
+    /// Takes back that a sale began, if nothing of it was sold.
+    pub fn withdraw_sale(&mut self, item: &str, epoch: Uuid) {
+        if self.serials(item, epoch).is_empty() {
+            self.terms.remove(&(item.to_owned(), epoch));
+        }
     }
 
     pub fn account(&self, item: &str, epoch: Uuid) -> Account {

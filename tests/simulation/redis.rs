@@ -5,9 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use seckill::item::Item;
-use seckill::stock::{
-    Batch, Book, Call, Known, Opening, Outbox, Outcome, Reply, Shut, Shutting, StockError,
-};
+use seckill::stock::{Batch, Book, Call, Known, Opening, Outbox, Outcome, Reply, Shut, Shutting, StockError};
 use uuid::Uuid;
 
 use crate::faults::Mutation;
@@ -186,11 +184,8 @@ impl Redis {
             }
             for (index, attempt) in batch.attempts.iter().enumerate() {
                 if let Some(name) = &attempt.name {
-                    let record = Record {
-                        order: attempt.order,
-                        remaining: left - 1 - index as u64,
-                        batch: call.id,
-                    };
+                    let record =
+                        Record { order: attempt.order, remaining: left - 1 - index as u64, batch: call.id };
                     shelf.attempts.insert(name.clone(), record);
                 }
             }
@@ -233,13 +228,8 @@ impl Redis {
         }
         shelf.counter = Some(units as i64);
         shelf.attempts.clear();
-        shelf.book = Hash {
-            epoch: Some(epoch),
-            left: units,
-            seeded: units as i64,
-            run: Some(run),
-            ..Hash::default()
-        };
+        shelf.book =
+            Hash { epoch: Some(epoch), left: units, seeded: units as i64, run: Some(run), ..Hash::default() };
         Ok(true)
     }
 
@@ -248,8 +238,12 @@ impl Redis {
         let here = self.run.clone();
         let book = &mut self.shelf(item).book;
         let believed = book.epoch.is_none() || book.run.as_deref() == Some(&*here);
+        // An open sale that is believed is left alone; without a book only a restore shuts.
+        if book.shut.is_none() && book.epoch.is_some() && believed {
+            return None;
+        }
         let from = match why {
-            Shutting::Reopen(_) if book.shut.is_none() && believed => return None,
+            Shutting::Reopen(_) if book.shut.is_none() && book.epoch.is_none() => return None,
             Shutting::Reopen(from) => from.map(|from| from.to_string()),
             Shutting::Restore => book.shut.clone(),
         };
@@ -281,8 +275,7 @@ impl Redis {
                 .winners
                 .iter()
                 .filter_map(|sale| {
-                    let record =
-                        Record { order: sale.order, remaining: sale.remaining, batch: Uuid::nil() };
+                    let record = Record { order: sale.order, remaining: sale.remaining, batch: Uuid::nil() };
                     Some((sale.attempt.clone()?, record))
                 })
                 .collect();

@@ -16,9 +16,7 @@ use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
 use seckill::item::Item;
 use seckill::journal::{Delivery, Journal, Receipt};
-use seckill::stock::{
-    Batch, Book, Call, Opening, Outbox, Reply, Shut, Shutting, Stock, StockError,
-};
+use seckill::stock::{Batch, Book, Call, Opening, Outbox, Reply, Shut, Shutting, Stock, StockError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -43,7 +41,9 @@ pub struct State {
     partitions: BTreeMap<Uuid, usize>,
     pub books: Books,
     pub group: Group,
-    journal_down_until: Option<Instant>,
+    pub journal_down_until: Option<Instant>,
+    /// What is still to be done or to land, though nobody waits for it.
+    pub in_air: u64,
     /// Units on sale by what the operator did, net of what was withdrawn.
     pub granted: BTreeMap<Item, i64>,
     /// Sales that a server lost something of.
@@ -100,6 +100,7 @@ impl Sim {
             books: Books { no_fence: mutation == Some(Mutation::NoFence), ..Books::default() },
             group: Group::default(),
             journal_down_until: None,
+            in_air: 0,
             granted: BTreeMap::new(),
             hurt: BTreeSet::new(),
             rounds: BTreeMap::new(),
@@ -249,9 +250,11 @@ impl Node {
         // It was sent: it is done whatever becomes of the one who asked.
         let sim = Arc::clone(&self.sim);
         let name = self.name.clone();
+        sim.state().in_air += 1;
         tokio::spawn(async move {
             sleep(there).await;
             let mut state = sim.state();
+            state.in_air -= 1;
             if state.redis.run == run {
                 let _ = work(&mut state);
                 drop(state);
@@ -340,10 +343,11 @@ impl Stock for Face {
                         let said = match &reply {
                             Ok(reply) => format!(
                                 "{:?}, {} left{}",
-                                reply
-                                    .taken
-                                    .as_ref()
-                                    .map(|batch| (state.name(batch.epoch), batch.term, batch.serial)),
+                                reply.taken.as_ref().map(|batch| (
+                                    state.name(batch.epoch),
+                                    batch.term,
+                                    batch.serial
+                                )),
                                 reply.left.map_or("-".into(), |left| left.to_string()),
                                 if reply.shut { ", shut" } else { "" }
                             ),
@@ -423,7 +427,20 @@ impl Stock for Face {
     async fn shut(&self, item: &Item, id: Uuid, why: Shutting) -> Result<Option<Shut>, StockError> {
         let asked = item.clone();
         let found = self.0.ask("shut", move |state| Ok(state.redis.shut(&asked, id, why))).await;
-        self.0.sim.log(|_| format!("{}: shut {item} {why:?}: {found:?}", self.0.name));
+        // Those who find it shut by somebody else ask twice a second.
+        if !matches!(&found, Ok(Some(found)) if found.by != id.to_string()) {
+            self.0.sim.log(|state| {
+                let said = match &found {
+                    Ok(Some(found)) => {
+                        let epoch = found.epoch.map(|epoch| state.name(epoch));
+                        format!("{} of {epoch:?}, serial {}", found.run, found.serial)
+                    }
+                    Ok(None) => "nothing to reopen".into(),
+                    Err(error) => error.to_string(),
+                };
+                format!("{}: shut {item} {why:?}: {said}", self.0.name)
+            });
+        }
         found
     }
 
@@ -433,7 +450,12 @@ impl Stock for Face {
             .0
             .ask("open", move |state| {
                 let before = state.redis.shelf(&asked).stands();
+                let epoch = state.redis.shelf(&asked).book.epoch;
                 let opened = state.redis.open(&asked, &given);
+                // A restore may end in a sale that the ledger knew of, and the stock did not.
+                if opened && given.anew.as_ref().is_some_and(|anew| Some(anew.epoch) != epoch) {
+                    *state.rounds.entry(asked.clone()).or_default() += 1;
+                }
                 if opened && given.anew.is_some() {
                     let after = state.redis.shelf(&asked).stands();
                     *state.granted.entry(asked.clone()).or_default() += after as i64 - before as i64;
@@ -444,7 +466,10 @@ impl Stock for Face {
             .await;
         let anew = opening.anew.as_ref().map(|anew| (anew.serial, anew.left, anew.winners.len()));
         self.0.sim.log(|_| {
-            format!("{}: open {item} term {} anew (serial, left, winners) {anew:?}: {done:?}", self.0.name, opening.term)
+            format!(
+                "{}: open {item} term {} anew (serial, left, winners) {anew:?}: {done:?}",
+                self.0.name, opening.term
+            )
         });
         done
     }
@@ -525,9 +550,13 @@ impl Journal for Face {
                 for after in [fate.lands, fate.doubled].into_iter().flatten() {
                     let (sim, value) = (Arc::clone(&sim), value.clone());
                     let sale = sale.clone();
+                    sim.state().in_air += 1;
                     tokio::spawn(async move {
                         sleep(after).await;
-                        sim.state().log[partition].push(value);
+                        let mut state = sim.state();
+                        state.in_air -= 1;
+                        state.log[partition].push(value);
+                        drop(state);
                         sim.log(|state| {
                             let offset = state.log[partition].len() - 1;
                             format!(
@@ -608,11 +637,8 @@ impl Ledger for Face {
         }
         let posted = self.0.book("post", async |books| post::post(books, batch).await).await;
         self.0.sim.log(|_| {
-            let parts: Vec<_> = batch
-                .parts
-                .iter()
-                .map(|part| (part.partition, part.from, part.messages.len()))
-                .collect();
+            let parts: Vec<_> =
+                batch.parts.iter().map(|part| (part.partition, part.from, part.messages.len())).collect();
             let said = match &posted {
                 Ok(p) => format!("new {} dup {} conflict {} late {}", p.new, p.duplicate, p.conflict, p.late),
                 Err(error) => error.to_string(),
@@ -646,8 +672,17 @@ impl Ledger for Face {
         self.0.book("serials", async |books| Ok(books.serials(item, epoch))).await
     }
 
-    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
-        let account = self.0.book("raise_term", async |books| Ok(books.raise_term(item, epoch))).await;
+    async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
+        self.0
+            .book("withdraw_sale", async |books| {
+                books.withdraw_sale(item, epoch);
+                Ok(())
+            })
+            .await
+    }
+
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError> {
+        let account = self.0.book("raise_term", async |books| Ok(books.raise_term(item, epoch, from))).await;
         self.0.sim.log(|state| {
             let term = state.books.account(item, epoch).term;
             format!("{}: raise_term {item} {} to {term}: {account:?}", self.0.name, state.name(epoch))

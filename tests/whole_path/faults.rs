@@ -341,3 +341,57 @@ async fn redis_wiped_and_restored() {
     orders.extend(told(&rest));
     servers.balance(&orders, 20).await;
 }
+
+/// Several nodes look at the books of the same sale, the ledger is slow, and one begins a sale
+/// that must fail: whoever opens it, what is told afterwards is recorded.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_restarted_while_the_ledger_is_behind() {
+    let mut servers = Servers::start().await;
+    let (node, other) = (servers.ready_node(&[]).await, servers.ready_node(&[]).await);
+    servers.redis::<()>(&["SET", "counter", "100"]).await;
+    node.reaches("open", Duration::from_secs(2)).await;
+    other.reaches("open", Duration::from_secs(2)).await;
+    let before = crowd(&[node.buy_url()], 5, 5, true).await;
+    assert_eq!(count(&before, "success"), 5);
+    servers.redis.take().unwrap().kill();
+    servers.start_redis().await;
+    node.reaches("unavailable", Duration::from_secs(5)).await;
+    // Longer than a node leaves a sale to the one that shut it: both get to look at the books.
+    tokio::time::sleep(Duration::from_secs(34)).await;
+    let refused = servers.operate(&["seed", "50"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stdout));
+    let _consumer = servers.consumer();
+    node.reaches("open", Duration::from_secs(30)).await;
+    let after = crowd(&[node.buy_url(), other.buy_url()], 20, 10, true).await;
+    assert_eq!(count(&after, "success"), 20, "{after:?}");
+    let done = servers.operate(&["restore", "--yes"]);
+    assert!(String::from_utf8(done.stdout).unwrap().contains("nothing to do"));
+    let mut orders = told(&before);
+    orders.extend(
+        after
+            .iter()
+            .filter_map(|answer| answer.order.clone())
+            .filter(|order| !orders.contains(order))
+            .collect::<Vec<_>>(),
+    );
+    let left: usize = servers.redis(&["GET", "counter"]).await;
+    servers.balance(&orders, 100 - left).await;
+}
+
+/// An item that an operator took off sale is not put back by a restore.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_healthy_and_restored() {
+    let servers = Servers::start().await;
+    let _consumer = servers.consumer();
+    let node = servers.ready_node(&[]).await;
+    assert!(servers.operate(&["seed", "20"]).status.success());
+    node.reaches("open", Duration::from_secs(2)).await;
+    let bought = crowd(&[node.buy_url()], 3, 3, false).await;
+    for _ in 0..2 {
+        let done = servers.operate(&["restore", "--yes"]);
+        assert!(String::from_utf8(done.stdout).unwrap().contains("nothing to do"));
+        servers.redis::<()>(&["DEL", "counter"]).await;
+    }
+    node.reaches("not_on_sale", Duration::from_secs(2)).await;
+    servers.balance(&told(&bought), 3).await;
+}

@@ -103,6 +103,7 @@ contract! {
     after_the_term_is_raised_older_sales_are_late
     what_the_ledger_knows_of_a_sale_when_its_term_is_raised
     void_serials_are_accounted_for
+    a_sale_that_never_began_is_withdrawn
 }
 
 fn part(partition: i32, from: Option<i64>, first: i64, values: &[Vec<u8>]) -> Part {
@@ -321,10 +322,26 @@ async fn sales_and_serials_are_listed(books: &dyn Books) {
     assert!(books.ledger().serials("counter", next).await.expect("read").is_empty());
 }
 
+async fn raise(books: &dyn Books, epoch: Uuid, from: u64) -> Account {
+    books.ledger().raise_term("counter", epoch, from).await.expect("answered").expect("raised")
+}
+
+async fn a_sale_that_never_began_is_withdrawn(books: &dyn Books) {
+    let epoch = Uuid::now_v7();
+    post(books, &first(&[sale(1)])).await;
+    books.ledger().begin_sale("counter", epoch, 9).await.expect("begun");
+    books.ledger().withdraw_sale("counter", epoch).await.expect("withdrawn");
+    books.ledger().withdraw_sale("counter", EPOCH).await.expect("asked");
+    let sales: Vec<Uuid> =
+        books.ledger().sales().await.expect("sales").iter().map(|sale| sale.epoch).collect();
+    assert_eq!(sales, [EPOCH], "one that has sold stays");
+    assert!(!books.ledger().account("counter", EPOCH).await.expect("account").outdated);
+}
+
 async fn after_the_term_is_raised_older_sales_are_late(books: &dyn Books) {
     let (known, late, current) = (sale(1), sale(2), Sale { term: 1, ..sale(2) });
     post(books, &first(std::slice::from_ref(&known))).await;
-    let raised = books.ledger().raise_term("counter", EPOCH).await.expect("raised");
+    let raised = raise(books, EPOCH, 0).await;
     assert_eq!((raised.term, raised.accounted, raised.highest), (1, 1, 1));
     let current = Sale { order: Uuid::now_v7(), ..current };
     let values: Vec<_> = [&known, &late, &current].map(bytes).into();
@@ -339,15 +356,18 @@ async fn after_the_term_is_raised_older_sales_are_late(books: &dyn Books) {
 async fn what_the_ledger_knows_of_a_sale_when_its_term_is_raised(books: &dyn Books) {
     let newer = Uuid::now_v7();
     books.ledger().begin_sale("counter", newer, 70).await.expect("begun");
-    let unsold = books.ledger().raise_term("counter", newer).await.expect("raised");
+    let unsold = raise(books, newer, 0).await;
     let expected = Account { term: 1, accounted: 0, highest: 0, remaining: 70, outdated: false };
     assert_eq!(unsold, expected);
     let named = Sale { attempt: Some("k:a".into()), ..sale(3) };
     post(books, &first(&[sale(1), named.clone()])).await;
-    let old = books.ledger().raise_term("counter", EPOCH).await.expect("raised");
+    let old = raise(books, EPOCH, 0).await;
     let expected = Account { term: 1, accounted: 2, highest: 3, remaining: named.remaining, outdated: true };
     assert_eq!(old, expected, "the newer sale is known");
-    assert_eq!(books.ledger().raise_term("counter", EPOCH).await.expect("raised").term, 2);
+    assert_eq!(raise(books, EPOCH, 1).await.term, 2);
+    let stale = books.ledger().raise_term("counter", EPOCH, 1).await.expect("answered");
+    assert_eq!(stale, None, "somebody else raised it");
+    assert_eq!(books.ledger().account("counter", EPOCH).await.expect("account").term, 2);
     assert_eq!(books.ledger().winners("counter", EPOCH).await.expect("winners"), [named]);
 }
 
@@ -356,7 +376,7 @@ async fn void_serials_are_accounted_for(books: &dyn Books) {
     books.ledger().void("counter", EPOCH, &[2, 3]).await.expect("written off");
     books.ledger().void("counter", EPOCH, &[3]).await.expect("once more");
     assert_eq!(serials(books).await, [1, 2, 3, 4]);
-    let raised = books.ledger().raise_term("counter", EPOCH).await.expect("raised");
+    let raised = raise(books, EPOCH, 0).await;
     assert_eq!((raised.accounted, raised.highest), (4, 4));
     let sales = books.ledger().sales().await.expect("sales");
     assert_eq!((sales[0].recorded, sales[0].void, sales[0].highest), (2, 2, 4));

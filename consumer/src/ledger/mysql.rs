@@ -170,12 +170,14 @@ impl Ledger for MySqlLedger {
         done(connection, answer)
     }
 
-    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError> {
+        // Whoever sells by a plain SET never noted that the sale began. Before the transaction:
+        // a row that is there already would be locked for reading, in the way of the update.
+        self.begin_sale(item, epoch, 0).await?;
         let mut connection = self.connection().await?;
-        let at = datetime(Timestamp::now());
         let answer = timeout(ANSWER_WITHIN, async {
             let mut transaction = connection.begin().await.map_err(failed)?;
-            let raised = Statements(&mut transaction).raise_term(item, epoch, &at).await;
+            let raised = Statements(&mut transaction).raise_term(item, epoch, from).await;
             let ended = match &raised {
                 Ok(_) => transaction.commit().await,
                 Err(_) => transaction.rollback().await,
@@ -183,6 +185,12 @@ impl Ledger for MySqlLedger {
             raised.and_then(|raised| ended.map(|()| raised).map_err(failed))
         })
         .await;
+        done(connection, answer)
+    }
+
+    async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
+        let mut connection = self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).withdraw_sale(item, epoch)).await;
         done(connection, answer)
     }
 

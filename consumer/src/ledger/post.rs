@@ -157,7 +157,7 @@ impl Posting<'_> {
         }
         for chunk in chunks(&old) {
             // One that was recorded in time is a duplicate like any other.
-            for row in self.sort_out(&chunk).await? {
+            for row in self.sort_out(&chunk, Some(LATE)).await? {
                 self.set_aside(row, LATE).await?;
             }
         }
@@ -175,7 +175,7 @@ impl Posting<'_> {
             match self.tables.record(&rows).await? {
                 Written::Done => self.posted.new += rows.len() as u64,
                 Written::Taken => {
-                    let fresh = self.sort_out(&rows).await?;
+                    let fresh = self.sort_out(&rows, None).await?;
                     races += u32::from(fresh.len() == rows.len());
                     if races > MAX_RACES {
                         return Err(LedgerError::Away(
@@ -198,7 +198,13 @@ impl Posting<'_> {
     }
 
     /// Counts duplicates, sets conflicts aside, and returns the rows with nothing in their way.
-    async fn sort_out<'r, 'a>(&mut self, rows: &[&'r Row<'a>]) -> Result<Vec<&'r Row<'a>>, LedgerError> {
+    /// With `why` conflicts are put aside for that reason: the unit of a late sale may have been
+    /// sold again since, and that is no fault.
+    async fn sort_out<'r, 'a>(
+        &mut self,
+        rows: &[&'r Row<'a>],
+        why: Option<&str>,
+    ) -> Result<Vec<&'r Row<'a>>, LedgerError> {
         let mut known = Known::default();
         for standing in self.tables.standing(rows).await? {
             known.places.insert((standing.topic, standing.partition, standing.offset), standing.sale.order);
@@ -217,7 +223,7 @@ impl Posting<'_> {
                     fresh.push(*row);
                 }
                 Some(Verdict::Duplicate) => self.posted.duplicate += 1,
-                Some(Verdict::Conflict(reason)) => self.set_aside(row, reason).await?,
+                Some(Verdict::Conflict(reason)) => self.set_aside(row, why.unwrap_or(reason)).await?,
             }
         }
         Ok(fresh)

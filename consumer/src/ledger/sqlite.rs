@@ -120,18 +120,27 @@ impl Ledger for SqliteLedger {
         Statements(&mut *self.reader.lock().await).serials(item, epoch).await
     }
 
-    async fn raise_term(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError> {
+        self.begin_sale(item, epoch, 0).await?;
         let mut writer = self.writer().await;
         let raised = async {
             let connection = self.connected(&mut writer).await?;
             let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
-            let at = datetime(Timestamp::now());
-            let raised = Statements(&mut transaction).raise_term(item, epoch, &at).await?;
+            let raised = Statements(&mut transaction).raise_term(item, epoch, from).await?;
             transaction.commit().await.map_err(failed)?;
             Ok(raised)
         };
         let raised = raised.await;
         writer.done(raised)
+    }
+
+    async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
+        let mut writer = self.writer().await;
+        let withdrawn = match self.connected(&mut writer).await {
+            Ok(connection) => Statements(connection).withdraw_sale(item, epoch).await,
+            Err(error) => Err(error),
+        };
+        writer.done(withdrawn)
     }
 
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {

@@ -91,7 +91,8 @@ macro_rules! statements {
                     sale.recorded = unsigned(&row, "recorded")?;
                     sale.highest = unsigned(&row, "highest")?;
                 }
-                let void = "select item, epoch, count(*) as void from seckill_void group by item, epoch";
+                let void = "select item, epoch, count(*) as void from seckill_void as lost where not exists (select 1 from seckill \
+                     where item = lost.item and epoch = lost.epoch and serial = lost.serial) group by item, epoch";
                 for row in sqlx::query(void).fetch_all(&mut *self.0).await.map_err(failed)? {
                     let (item, epoch) = sale_of(&row)?;
                     let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
@@ -121,23 +122,44 @@ macro_rules! statements {
                 rows.iter().map(|row| unsigned(row, "serial")).collect()
             }
 
-            /// In a transaction that ends with it.
+            /// In a transaction that ends with it; the sale has its row already.
             pub(super) async fn raise_term(
                 &mut self,
                 item: &str,
                 epoch: Uuid,
-                at: &str,
-            ) -> Result<Account, LedgerError> {
-                // Whoever sells by a plain SET never noted that the sale began.
-                self.begin_sale(item, epoch, 0, at).await?;
-                sqlx::query("update seckill_term set term = term + 1 where item = ? and epoch = ?")
-                    .bind(item)
-                    .bind(epoch.to_string())
-                    .execute(&mut *self.0)
-                    .await
-                    .map_err(failed)?;
+                from: u64,
+            ) -> Result<Option<Account>, LedgerError> {
+                let from = i64::try_from(from).map_err(|error| odd("term", error))?;
+                let raised = sqlx::query(
+                    "update seckill_term set term = term + 1 where item = ? and epoch = ? and term = ?",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(from)
+                .execute(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                if raised.rows_affected() == 0 {
+                    return Ok(None);
+                }
                 // From here on nobody posts for this sale, so the counts are final.
-                self.account(item, epoch).await
+                self.account(item, epoch).await.map(Some)
+            }
+
+            pub(super) async fn withdraw_sale(&mut self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
+                let epoch = epoch.to_string();
+                sqlx::query(
+                    "delete from seckill_term where item = ? and epoch = ? \
+                     and not exists (select 1 from seckill where item = ? and epoch = ?)",
+                )
+                .bind(item)
+                .bind(&epoch)
+                .bind(item)
+                .bind(&epoch)
+                .execute(&mut *self.0)
+                .await
+                .map(drop)
+                .map_err(failed)
             }
 
             pub(super) async fn account(&mut self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
@@ -146,7 +168,8 @@ macro_rules! statements {
                     "select (select coalesce(max(term), 0) from seckill_term where item = ? and epoch = ?) as term, \
                      (select coalesce(max(units), 0) from seckill_term where item = ? and epoch = ?) as units, \
                      (select count(*) from seckill where item = ? and epoch = ?) as recorded, \
-                     (select count(*) from seckill_void where item = ? and epoch = ?) as void, \
+                     (select count(*) from seckill_void as lost where item = ? and epoch = ? and not exists (select 1 from \
+                      seckill where item = lost.item and epoch = lost.epoch and serial = lost.serial)) as void, \
                      (select coalesce(max(serial), 0) from seckill where item = ? and epoch = ?) as highest, \
                      (select count(*) from seckill_term where item = ? and epoch > ?) as begun, \
                      (select count(*) from seckill where item = ? and epoch > ?) as sold",
@@ -248,13 +271,21 @@ macro_rules! statements {
             }
 
             async fn fence(&mut self, item: &str, epoch: Uuid) -> Result<Option<u64>, LedgerError> {
-                let row = sqlx::query(concat!("select term from seckill_term where item = ? and epoch = ?", $share))
-                    .bind(item)
-                    .bind(epoch.to_string())
-                    .fetch_optional(&mut *self.0)
-                    .await
-                    .map_err(failed)?;
-                row.map(|row| unsigned(&row, "term")).transpose()
+                let fence = concat!("select term from seckill_term where item = ? and epoch = ?", $share);
+                // A sale begun by hand has no row yet, and what is not there cannot be locked.
+                for _ in 0..2 {
+                    let row = sqlx::query(fence)
+                        .bind(item)
+                        .bind(epoch.to_string())
+                        .fetch_optional(&mut *self.0)
+                        .await
+                        .map_err(failed)?;
+                    if let Some(row) = row {
+                        return unsigned(&row, "term").map(Some);
+                    }
+                    self.begin_sale(item, epoch, 0, &datetime(Timestamp::now())).await?;
+                }
+                Err(LedgerError::Away("the sale's row cannot be seen".into()))
             }
 
             async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {

@@ -1,0 +1,602 @@
+//! One run: nodes, consumers, buyers and an operator, with what goes wrong; then everything
+//! heals, and the books are checked.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use consumer::ledger::Ledger;
+use consumer::sqlite::SqliteFile;
+use consumer::step::Consumer;
+use prometheus::Registry;
+use seckill::gate::{Gate, Window};
+use seckill::item::Item;
+use seckill::journal::Journal;
+use seckill::metrics::Metrics;
+use seckill::outbox::Announcer;
+use seckill::reopen::{self, Reopener, Restoration};
+use seckill::shop::{Purchase, Shop};
+use seckill::stock::{Attempt, Stock};
+use seckill::world::{Kind, World};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::check;
+use crate::faults::Mutation;
+use crate::redis::Redis;
+use crate::servers::{Face, Member, Node, Sim};
+
+/// After healing, everything must be at rest within this.
+const REST_WITHIN: Duration = Duration::from_secs(400);
+/// What the product does not open by itself by then waits for the operator.
+const RESTORE_AFTER: Duration = Duration::from_secs(40);
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub failures: Vec<String>,
+    pub trace: Vec<String>,
+    pub told: usize,
+    pub rows: usize,
+}
+
+/// What one attempt was told.
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub item: Item,
+    pub key: Option<u64>,
+    /// The order, where the attempt was anonymous and the simulator made it.
+    pub order: Option<Uuid>,
+    /// `None`: the buyer gave up, or the node died.
+    pub said: Option<Purchase>,
+    pub began: Instant,
+    pub ended: Instant,
+    pub round: (u64, u64),
+    /// Asked after everything had healed.
+    pub last: bool,
+}
+
+/// One node's parts.
+struct Process {
+    node: Arc<Node>,
+    shop: Arc<Shop>,
+}
+
+/// All that a run has.
+pub struct Run {
+    pub sim: Arc<Sim>,
+    nodes: Mutex<Vec<Arc<Process>>>,
+    consumers: Mutex<Vec<(Arc<Node>, u64)>>,
+    pub told: Mutex<Vec<Told>>,
+    pub fatal: Mutex<Vec<String>>,
+    /// Operators changed counters by hand.
+    pub by_hand: Mutex<bool>,
+    /// Redis lost something.
+    pub lossy: Mutex<bool>,
+}
+
+/// What the two metrics registries hold is of no interest here: one for all runs.
+fn metrics() -> &'static (Metrics, consumer::metrics::Metrics) {
+    static METRICS: OnceLock<(Metrics, consumer::metrics::Metrics)> = OnceLock::new();
+    METRICS.get_or_init(|| {
+        let registry = Registry::new();
+        let selling = Metrics::register(&registry).expect("fresh registry");
+        (selling, consumer::metrics::Metrics::new(&registry).expect("fresh registry"))
+    })
+}
+
+/// A world must say which it is, though nothing here asks; a file that is never used will do.
+fn kind() -> &'static Kind {
+    static KIND: OnceLock<Kind> = OnceLock::new();
+    KIND.get_or_init(|| {
+        // Runs are started within a runtime, and one cannot wait within another.
+        let made = std::thread::spawn(|| {
+            let folder = tempfile::tempdir().expect("a folder");
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(SqliteFile::open(&folder.path().join("unused.db"), true)).expect("a file")
+        });
+        Kind::Embedded(made.join().expect("no panic"), None)
+    })
+}
+
+fn world(node: &Arc<Node>) -> World {
+    let face = Arc::new(Face(Arc::clone(node)));
+    let (stock, journal, ledger): (Arc<dyn Stock>, Arc<dyn Journal>, Arc<dyn Ledger>) =
+        (Arc::<Face>::clone(&face), Arc::<Face>::clone(&face), face);
+    World { stock, journal, ledger, kind: kind().clone() }
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, mutation: Option<Mutation>, tracing: bool) -> Outcome {
+    let _ = kind();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let run = Arc::new(Run {
+            sim: Sim::new(seed, mutation, tracing),
+            nodes: Mutex::default(),
+            consumers: Mutex::default(),
+            told: Mutex::default(),
+            fatal: Mutex::default(),
+            by_hand: Mutex::default(),
+            lossy: Mutex::default(),
+        });
+        let mut failures = run.drive().await;
+        failures.extend(run.fatal.lock().expect("not poisoned").iter().cloned());
+        let told = run.told.lock().expect("not poisoned").len();
+        let state = run.sim.state();
+        Outcome { failures, trace: state.trace.clone(), told, rows: state.books.rows.len() }
+    })
+}
+
+impl Run {
+    fn start_node(&self, name: &str) -> Arc<Process> {
+        let node = Node::new(&self.sim, name);
+        let world = world(&node);
+        let metrics = &metrics().0;
+        let shop = Shop::open(
+            Arc::clone(&world.stock),
+            Arc::clone(&world.journal),
+            Arc::clone(&world.ledger),
+            Window::default(),
+            metrics.clone(),
+        );
+        tokio::spawn(Reopener::new(&shop, &world, metrics).run());
+        tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, metrics).run());
+        Arc::new(Process { node, shop })
+    }
+
+    fn start_consumer(self: &Arc<Self>, name: &str) {
+        let node = Node::new(&self.sim, name);
+        let member = Member::join(&node);
+        let id = member.id();
+        let world = world(&node);
+        let mut consumer = Consumer::new(Box::new(member), world.ledger, metrics().1.clone());
+        let run = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                if let Err(error) = consumer.step().await {
+                    run.sim.log(|_| format!("a consumer stops: {error}"));
+                    run.fatal.lock().expect("not poisoned").push(format!("a consumer stops: {error}"));
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        self.consumers.lock().expect("not poisoned").push((node, id));
+    }
+
+    fn nodes(&self) -> Vec<Arc<Process>> {
+        self.nodes.lock().expect("not poisoned").clone()
+    }
+
+    fn round(&self, item: &Item) -> u64 {
+        self.sim.state().rounds.get(item).copied().unwrap_or(0)
+    }
+
+    async fn buy(
+        self: &Arc<Self>,
+        at: usize,
+        item: &Item,
+        key: Option<u64>,
+        patience: Duration,
+        last: bool,
+    ) -> Option<Purchase> {
+        let process = Arc::clone(&self.nodes()[at]);
+        let began = Instant::now();
+        let round = self.round(item);
+        let shop = &process.shop;
+        let till = shop.tills().into_iter().find(|till| till.item() == item);
+        let own = Uuid::now_v7();
+        let direct = key.is_none() && till.is_some() && self.sim.state().chance.in_thousand(700);
+        let asking = async {
+            match till {
+                // As the shop does it, with an order that the check knows.
+                Some(till) if direct => match till.gate() {
+                    Gate::Shut(refusal) => refusal,
+                    Gate::Open => till.attempt(Attempt { order: own, name: None }).await,
+                },
+                _ => shop.buy(item, key.map(|key| key.to_string()).as_deref()).await,
+            }
+        };
+        let said = tokio::select! {
+            biased;
+            () = process.node.dead() => None,
+            () = sleep(patience) => None,
+            said = asking => Some(said),
+        };
+        let told = Told {
+            item: item.clone(),
+            key,
+            order: direct.then_some(own),
+            said,
+            began,
+            ended: Instant::now(),
+            round: (round, self.round(item)),
+            last,
+        };
+        self.sim.log(|state| {
+            let said = match told.said {
+                Some(Purchase::Bought { order, left }) => format!("BOUGHT {} left {left}", state.name(order)),
+                Some(Purchase::Pending { order }) => format!("pending {}", state.name(order)),
+                other => format!("{other:?}"),
+            };
+            let who = told.key.map_or("anonymous".into(), |key| format!("k:{key}"));
+            format!(
+                "{}: {who} wants {item} (asked {} ms ago): {said}",
+                process.node.name,
+                began.elapsed().as_millis()
+            )
+        });
+        self.told.lock().expect("not poisoned").push(told);
+        said
+    }
+
+    async fn drive(self: &Arc<Self>) -> Vec<String> {
+        let default = Item::default();
+        let (units, by_set, ms, faults, second) = {
+            let mut state = self.sim.state();
+            let faults = state.faults.clone();
+            let second = state.chance.in_thousand(200);
+            (
+                state.chance.between(1, 12),
+                state.chance.in_thousand(200),
+                state.chance.between(4_000, 30_000),
+                faults,
+                second,
+            )
+        };
+        self.sim.log(|state| format!("{:?}, {} partitions", state.faults, state.log.len()));
+        let mut items = vec![default];
+        if second {
+            items.push("shoe".parse().expect("an item"));
+        }
+        for item in &items {
+            if by_set {
+                self.sim.state().by_hand(item, |_| Some(units as i64));
+                self.sim.log(|_| format!("operator: SET {item} {units}"));
+            } else {
+                self.new_sale(item, units).await;
+            }
+        }
+        for name in ["a0", "b0"] {
+            let process = self.start_node(name);
+            self.nodes.lock().expect("not poisoned").push(process);
+        }
+        self.start_consumer("consumer0");
+        if faults.second_consumer {
+            self.start_consumer("consumer1");
+        }
+
+        let mut tasks = tokio::task::JoinSet::new();
+        let at = |most: u64| {
+            let mut state = self.sim.state();
+            state.ms(0, most)
+        };
+        let buyers = { self.sim.state().chance.between(3, 40) };
+        for _ in 0..buyers {
+            let (run, when) = (Arc::clone(self), at(ms));
+            let item = items[at(1000).as_millis() as usize % items.len()].clone();
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.buyer(&item).await;
+            });
+        }
+        for _ in 0..faults.crashes {
+            let (run, when, which) = (Arc::clone(self), at(ms), at(1).as_millis() as usize);
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.crash(which).await;
+            });
+        }
+        for _ in 0..faults.consumer_crashes {
+            let (run, when, away, leave) = (Arc::clone(self), at(ms), at(5000), at(6000));
+            tasks.spawn(async move {
+                sleep(when).await;
+                let gone = run.consumers.lock().expect("not poisoned").pop();
+                if let Some((node, id)) = gone {
+                    run.sim.log(|_| format!("{} dies", node.name));
+                    node.kill();
+                    sleep(leave).await;
+                    run.leave(id);
+                }
+                sleep(away).await;
+                run.start_consumer("consumer+");
+            });
+        }
+        for _ in 0..faults.group_resets {
+            let (run, when) = (Arc::clone(self), at(ms));
+            tasks.spawn(async move {
+                sleep(when).await;
+                let mut state = run.sim.state();
+                for partition in 0..state.log.len() {
+                    let to = state.chance.between(0, 20) as i64;
+                    state.group.offsets.insert(partition as i32, to);
+                }
+                state.group.rebalance();
+                drop(state);
+                run.sim.log(|state| format!("operator: group offsets to {:?}", state.group.offsets));
+            });
+        }
+        for _ in 0..faults.restarts {
+            let (run, when) = (Arc::clone(self), at(ms));
+            tasks.spawn(async move {
+                sleep(when).await;
+                let mut state = run.sim.state();
+                let kept = state.redis.clone();
+                state.restart(kept);
+                drop(state);
+                run.sim.log(|_| "redis: restarted, nothing lost".into());
+            });
+        }
+        for _ in 0..faults.rollbacks {
+            let (run, when, later) = (Arc::clone(self), at(ms), at(5000));
+            tasks.spawn(async move {
+                sleep(when).await;
+                let kept = run.sim.state().redis.clone();
+                sleep(later).await;
+                run.roll_back(kept, &format!("rolled back by {} ms", later.as_millis()));
+            });
+        }
+        for _ in 0..faults.wipes {
+            let (run, when) = (Arc::clone(self), at(ms));
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.roll_back(Redis::default(), "wiped");
+            });
+        }
+        for _ in 0..faults.by_hand {
+            let (run, when, what) = (Arc::clone(self), at(ms), at(9));
+            let item = items[at(1000).as_millis() as usize % items.len()].clone();
+            let count = at(8).as_millis() as i64;
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.by_hand(&item, what.as_millis() as u64, count);
+            });
+        }
+        for _ in 0..faults.new_sales {
+            let (run, when, units) = (Arc::clone(self), at(ms), at(8).as_millis() as u64);
+            let item = items[at(1000).as_millis() as usize % items.len()].clone();
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.new_sale(&item, units).await;
+            });
+        }
+        for _ in 0..faults.restores {
+            let (run, when, dies) = (Arc::clone(self), at(ms), at(20_000));
+            let item = items[at(1000).as_millis() as usize % items.len()].clone();
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.restore(&item, dies).await;
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done.expect("no task of a run panics");
+        }
+        self.heal(&items).await
+    }
+
+    fn leave(&self, id: u64) {
+        let mut state = self.sim.state();
+        state.group.members.retain(|member| *member != id);
+        state.group.rebalance();
+    }
+
+    /// Asks, and asks again when told nothing certain, as pages do.
+    async fn buyer(self: &Arc<Self>, item: &Item) {
+        let (key, tries, patience) = {
+            let mut state = self.sim.state();
+            let key = state.chance.in_thousand(700).then(|| state.chance.between(1, 8));
+            let patience =
+                if state.chance.in_thousand(200) { state.ms(0, 3000) } else { Duration::from_secs(60) };
+            (key, if key.is_some() { state.chance.between(1, 4) } else { 1 }, patience)
+        };
+        for _ in 0..tries {
+            let (at, pause) = {
+                let mut state = self.sim.state();
+                (state.chance.between(0, 1) as usize, state.ms(0, 4000))
+            };
+            let said = self.buy(at, item, key, patience, false).await;
+            let over =
+                matches!(said, Some(Purchase::Bought { .. })) && self.sim.state().chance.in_thousand(500);
+            if over {
+                return;
+            }
+            sleep(pause).await;
+        }
+    }
+
+    async fn crash(self: &Arc<Self>, which: usize) {
+        let process = Arc::clone(&self.nodes()[which]);
+        self.sim.log(|_| format!("{} dies", process.node.name));
+        process.node.kill();
+        let away = self.sim.state().ms(0, 6000);
+        sleep(away).await;
+        let name = format!("{}'", process.node.name);
+        // Another one may have started it meanwhile.
+        if Arc::ptr_eq(&self.nodes()[which], &process) {
+            let fresh = self.start_node(&name);
+            self.nodes.lock().expect("not poisoned")[which] = fresh;
+            self.sim.log(|_| format!("{name} starts"));
+        }
+    }
+
+    fn roll_back(&self, kept: Redis, what: &str) {
+        *self.lossy.lock().expect("not poisoned") = true;
+        let mut state = self.sim.state();
+        let before = state.redis.clone();
+        for (item, shelf) in &before.shelves {
+            let epochs = shelf.book.epoch.into_iter().chain(shelf.books.keys().copied());
+            state.hurt.extend(epochs.chain(shelf.outbox.values().map(|batch| batch.epoch)));
+            let now = kept.shelves.get(item);
+            let same = now.is_some_and(|now| now.book.epoch == shelf.book.epoch);
+            if !same {
+                *state.rounds.entry(item.clone()).or_default() += 1;
+            }
+            if now.is_none_or(|now| now.book.epoch.is_none() && now.counter.is_none()) {
+                state.wiped.insert(item.clone());
+            } else {
+                state.wiped.remove(item);
+            }
+        }
+        state.restart(kept);
+        drop(state);
+        self.sim.log(|state| {
+            let shelves: Vec<String> = state
+                .redis
+                .clone()
+                .shelves
+                .iter()
+                .map(|(item, shelf)| {
+                    let epoch = shelf.book.epoch.map(|epoch| state.name(epoch));
+                    format!("{item}: {:?} {epoch:?} serial {}", shelf.counter, shelf.book.serial)
+                })
+                .collect();
+            format!("redis: {what}: {}", shelves.join("; "))
+        });
+    }
+
+    fn by_hand(&self, item: &Item, what: u64, count: i64) {
+        *self.by_hand.lock().expect("not poisoned") = true;
+        let mut state = self.sim.state();
+        let said = match what {
+            0..=2 => {
+                state.by_hand(item, |_| Some(count));
+                format!("SET {item} {count}")
+            }
+            3..=5 => {
+                state.by_hand(item, |counter| Some(counter.unwrap_or(0) + count));
+                format!("INCRBY {item} {count}")
+            }
+            6..=7 => {
+                state.by_hand(item, |counter| Some(counter.unwrap_or(0) - count));
+                format!("DECRBY {item} {count}")
+            }
+            _ => {
+                state.by_hand(item, |_| None);
+                format!("DEL {item}")
+            }
+        };
+        // Whoever sets a counter after a wipe begins a new sale.
+        if state.redis.shelf(item).counter.is_some() {
+            state.wiped.remove(item);
+        }
+        drop(state);
+        self.sim.log(|_| format!("operator: {said}"));
+    }
+
+    /// As `seckill seed` does it.
+    async fn new_sale(&self, item: &Item, units: u64) {
+        let node = Node::new(&self.sim, "seed");
+        let (world, epoch) = (world(&node), Uuid::now_v7());
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let done = world.seed(item, units, epoch).await;
+            self.sim.log(|state| format!("operator: seed {item} {units} as {}: {done:?}", state.name(epoch)));
+            if done.is_ok() {
+                self.sim.state().wiped.remove(item);
+                return;
+            }
+            if Instant::now() > until {
+                return;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// As `seckill restore --yes` does it, killed after `dies` if it takes longer.
+    async fn restore(&self, item: &Item, dies: Duration) -> Option<Restoration> {
+        let node = Node::new(&self.sim, "restore");
+        let world = world(&node);
+        self.sim.log(|_| format!("operator: restore {item}"));
+        let done = tokio::time::timeout(dies, reopen::restore(&world, item, None, true)).await;
+        node.kill();
+        self.sim.log(|_| format!("operator: restore {item}: {done:?}"));
+        done.ok()?.ok()
+    }
+
+    async fn heal(self: &Arc<Self>, items: &[Item]) -> Vec<String> {
+        {
+            let mut state = self.sim.state();
+            state.faults = Default::default();
+            state.journal_down_until = None;
+        }
+        self.sim.log(|_| "everything heals".into());
+        if self.consumers.lock().expect("not poisoned").is_empty() {
+            self.start_consumer("consumer last");
+        }
+        if let Some(why) = self.rest(items).await {
+            return vec![why];
+        }
+        // Everybody with a key asks once more.
+        let asked: BTreeMap<(Item, u64), ()> = self
+            .told
+            .lock()
+            .expect("not poisoned")
+            .iter()
+            .filter_map(|told| Some(((told.item.clone(), told.key?), ())))
+            .collect();
+        for (item, key) in asked.keys() {
+            self.buy(usize::from(*key % 2 == 0), item, Some(*key), Duration::from_secs(60), true).await;
+        }
+        if let Some(why) = self.rest(items).await {
+            return vec![why];
+        }
+        check::check(self, items)
+    }
+
+    /// Waits until nothing is under way any more, as an operator would who sees to what is shut.
+    async fn rest(self: &Arc<Self>, items: &[Item]) -> Option<String> {
+        let began = Instant::now();
+        let mut restored = None;
+        loop {
+            let (why, help) = self.unrest(items);
+            let why = why?;
+            if began.elapsed() > REST_WITHIN {
+                return Some(format!("no rest: {why}"));
+            }
+            let patient = restored.unwrap_or(began).elapsed() < RESTORE_AFTER;
+            if let Some(item) = help.filter(|_| !patient) {
+                restored = Some(Instant::now());
+                let done = self.restore(&item, Duration::from_secs(300)).await;
+                // A sale begun by SET, of which nothing was recorded: nobody can know of it.
+                if done == Some(Restoration::Unknown) {
+                    self.sim.state().wiped.remove(&item);
+                }
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// What is not at rest, and whether it is a sale that waits for `restore`.
+    fn unrest(&self, items: &[Item]) -> (Option<String>, Option<Item>) {
+        let mut state = self.sim.state();
+        for item in items {
+            let run = state.redis.run.clone();
+            let wiped = state.wiped.contains(item);
+            let shelf = state.redis.shelf(item);
+            let believed = shelf.book.epoch.is_none() || shelf.book.run.as_deref() == Some(&*run);
+            if shelf.book.shut.is_some() || !believed {
+                return (Some(format!("{item} is shut")), Some(item.clone()));
+            }
+            if wiped && shelf.counter.is_none() {
+                return (Some(format!("{item} was wiped")), Some(item.clone()));
+            }
+            if !shelf.outbox.is_empty() {
+                return (Some(format!("{item}: the outbox is not empty")), None);
+            }
+        }
+        if state.in_air > 0 {
+            return (Some("something is in the air".into()), None);
+        }
+        let behind = state.log.iter().enumerate().any(|(partition, log)| {
+            let next = state.books.checkpoints.get(&(partition as i32)).map_or(0, |known| known.next);
+            next < log.len() as i64
+        });
+        (behind.then(|| "the ledger is behind".into()), None)
+    }
+}
