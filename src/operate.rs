@@ -2,11 +2,9 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use consumer::config::{Settings, failure, usage};
 use serde::Serialize;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::audit::{self, Audit};
@@ -17,9 +15,6 @@ use crate::world::{Kind, Purpose, World, WorldError};
 
 /// The books could not be checked (`EX_UNAVAILABLE` of sysexits.h).
 const EXIT_UNAVAILABLE: u8 = 69;
-
-/// How long `seed` goes on trying while it is refused.
-const SEED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Opens the world, or prints why not.
 ///
@@ -38,29 +33,9 @@ pub async fn seed(settings: &Settings, item: &Item, units: u64) -> ExitCode {
         Ok(world) => world,
         Err(code) => return code,
     };
-    let epoch = Uuid::now_v7();
-    let deadline = Instant::now() + SEED_WITHIN;
-    loop {
-        let error = match world.seed(item, units, epoch).await {
-            Ok(()) => return print(&format!("{item}: a new sale of {units} units, {epoch}")),
-            // Not sent again: it may have begun, sold, and been lost with Redis since.
-            Err(error @ StockError::Silent(_)) => {
-                return failure(&format!(
-                    "nobody knows whether the sale began ({error}); look with `seckill status`"
-                ));
-            }
-            Err(error) => error,
-        };
-        if Instant::now() >= deadline {
-            // A sale that never began must not look like one that was lost.
-            let withdrawn = world.ledger.withdraw_sale(item.name(), epoch).await;
-            let after = withdrawn
-                .err()
-                .map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
-            return failure(&format!("no sale was begun: {error}{after}"));
-        }
-        log::warn!("seed: {error}; trying again");
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    match world.begin_sale(item, units).await {
+        Ok(epoch) => print(&format!("{item}: a new sale of {units} units, {epoch}")),
+        Err(why) => failure(&why),
     }
 }
 

@@ -38,6 +38,9 @@ const PASS_EVERY: Duration = Duration::from_millis(500);
 /// may look, too.
 const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
+/// Of its own trials a node remembers so many: more than it makes while a server is away.
+const TRIALS_REMEMBERED: usize = 64;
+
 /// What is incomplete is looked at again after this: perhaps somebody mended it.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
@@ -54,8 +57,6 @@ pub enum Verdict {
 
 /// Reopens what a restart of the stock has shut.
 pub struct Reopener {
-    /// This node's own: what it shut it may go on with.
-    id: Uuid,
     shop: Arc<Shop>,
     world: World,
     metrics: Metrics,
@@ -65,6 +66,11 @@ pub struct Reopener {
 /// What a node remembers of a sale while it is shut.
 #[derive(Debug, Clone, Default)]
 struct Seen {
+    /// The ids under which this node tried. Every trial has a new one, so that an opening of an
+    /// earlier trial that arrives late opens nothing.
+    ours: Vec<Uuid>,
+    /// The one of them that stands, so that the next trial may go on at once.
+    stands: Option<Uuid>,
     /// Who else shut it, and since when that is known.
     theirs: Option<(String, Instant)>,
     /// Not to be looked at before.
@@ -78,7 +84,7 @@ impl Reopener {
     #[must_use]
     pub fn new(shop: &Arc<Shop>, world: &World, metrics: &Metrics) -> Arc<Self> {
         let (shop, world, metrics) = (Arc::clone(shop), world.clone(), metrics.clone());
-        Arc::new(Self { id: Uuid::now_v7(), shop, world, metrics, shut: Mutex::default() })
+        Arc::new(Self { shop, world, metrics, shut: Mutex::default() })
     }
 
     /// Passes for ever.
@@ -112,8 +118,17 @@ impl Reopener {
             return;
         }
         let dead = seen.theirs.as_ref().filter(|(_, since)| since.elapsed() >= TAKE_OVER_AFTER);
-        let from = dead.and_then(|(by, _)| by.parse().ok());
-        let said = match reopen(&self.world, item, self.id, from).await {
+        let from = dead.and_then(|(by, _)| by.parse().ok()).or(seen.stands).or(seen.ours.last().copied());
+        let id = Uuid::now_v7();
+        seen.ours.push(id);
+        let excess = seen.ours.len().saturating_sub(TRIALS_REMEMBERED);
+        seen.ours.drain(..excess);
+        let trial = reopen(&self.world, item, id, from).await;
+        seen.stands = match &trial {
+            Ok(Verdict::Theirs(by)) => by.parse().ok().filter(|by| seen.ours.contains(by)),
+            _ => None,
+        };
+        let said = match trial {
             Ok(Verdict::Open) => {
                 self.shut().remove(item);
                 return log::info!("{item}: the books are complete, the sale goes on");

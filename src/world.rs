@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use consumer::config::{ConfigError, Settings};
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::ledger::{Ledger, LedgerError};
 use consumer::sqlite::{FileError, SqliteFile};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::item::Item;
@@ -18,6 +20,10 @@ use crate::journal::sqlite::SqliteJournal;
 use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
 use crate::stock::{Stock, StockError};
+
+/// How long a refused `seed` goes on trying, and how often.
+const SEED_WITHIN: Duration = Duration::from_secs(10);
+const SEED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The parts.
 #[derive(Clone)]
@@ -143,13 +149,40 @@ impl World {
         Ok(world)
     }
 
-    /// Begins a new sale: the ledger's note first, so that a stock rolled back to before it
-    /// cannot bring the old sale to life again. Refused while the running one is shut.
+    /// Begins a new sale and gives its name. A server that is away, or a sale that is shut, is
+    /// waited for, though not for long.
     ///
     /// # Errors
-    /// What could not be written. Once more with the same epoch is safe; who gives up calls
-    /// [`Ledger::withdraw_sale`], unless the stock was silent.
-    pub async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
+    /// Why no sale was begun; or that nobody knows.
+    pub async fn begin_sale(&self, item: &Item, units: u64) -> Result<Uuid, String> {
+        let epoch = Uuid::now_v7();
+        let deadline = Instant::now() + SEED_WITHIN;
+        loop {
+            let error = match self.seed(item, units, epoch).await {
+                Ok(()) => return Ok(epoch),
+                // Not sent again: it may have begun, sold, and been lost with Redis since.
+                Err(error @ StockError::Silent(_)) => {
+                    return Err(format!(
+                        "nobody knows whether the sale began ({error}); look with `seckill status`"
+                    ));
+                }
+                Err(error) => error,
+            };
+            if Instant::now() >= deadline {
+                // A sale that never began must not look like one that was lost.
+                let withdrawn = self.ledger.withdraw_sale(item.name(), epoch).await.err();
+                let after = withdrawn
+                    .map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
+                return Err(format!("no sale was begun: {error}{after}"));
+            }
+            log::warn!("seed: {error}; trying again");
+            sleep(SEED_AGAIN_AFTER).await;
+        }
+    }
+
+    /// The ledger's note first, so that a stock rolled back to before it cannot bring the old
+    /// sale to life again. Refused while the running one is shut.
+    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
         let refused = |error: LedgerError| StockError::Refused(error.to_string());
         // Away is away; but a new sale may well mend a book that cannot be read.
         self.stock.on_sale(item).await?;

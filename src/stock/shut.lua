@@ -1,5 +1,5 @@
 -- Shuts a sale under an id: nothing is taken, looked up or seeded until open.lua is called with
--- the same id. Who has shut it already may go on with it.
+-- the same id.
 --
 -- KEYS  book
 -- ARGV  id, 'reopen' or 'restore' (also what has no book; takes over from anybody), the id to take over from

@@ -144,5 +144,5 @@ mutations! {
     written_before_all_keys_are_checked: WriteBeforeChecks, ["told"];
     the_consumer_seeks_to_the_group: SeekToGroup, ["a consumer stops", "missing", "told and not", "no rest"];
     a_silent_take_is_sent_again: SendAgain, ["conflict", "missing", "a winner told no", "told"];
-    a_sale_is_begun_in_the_stock_alone: SeedOnlyInStock, ["conflict", "told", "missing", "sold more", "one key", "no rest"];
+    a_sale_is_begun_in_the_stock_alone: SeedOnlyInStock, ["a winner told no", "conflict", "told", "missing", "sold more", "one key", "no rest"];
 }

@@ -492,20 +492,14 @@ impl Run {
     /// As `seckill seed` does it.
     async fn new_sale(&self, item: &Item, units: u64) {
         let node = Node::new(&self.sim, "seed");
-        let (world, epoch) = (world(&node), Uuid::now_v7());
-        let until = Instant::now() + Duration::from_secs(10);
-        loop {
-            let done = world.seed(item, units, epoch).await;
-            self.sim.log(|state| format!("operator: seed {item} {units} as {}: {done:?}", state.name(epoch)));
-            if done.is_ok() {
-                self.sim.state().wiped.remove(item);
-                return;
-            }
-            if Instant::now() > until {
-                return;
-            }
-            sleep(Duration::from_millis(500)).await;
+        let done = world(&node).begin_sale(item, units).await;
+        if done.is_ok() {
+            self.sim.state().wiped.remove(item);
         }
+        self.sim.log(|state| {
+            let done = done.map(|epoch| state.name(epoch));
+            format!("operator: seed {item} {units}: {done:?}")
+        });
     }
 
     /// As `seckill restore --yes` does it, killed after `dies` if it takes longer.
