@@ -70,7 +70,7 @@ impl Announcer {
         for till in self.shop.tills() {
             let item = till.item().clone();
             // Somebody may have emptied Redis: whoever sells an item sees that it is known there.
-            let _ = self.stock.on_sale(&item).await;
+            let _ = self.stock.knows(&item).await;
             if till.open_entries() == 0 {
                 self.metrics.outbox_sales(item.name(), 0);
                 self.first_seen.retain(|(of, _), _| *of != item);

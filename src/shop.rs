@@ -274,8 +274,8 @@ impl Shop {
             return Err(Purchase::Busy);
         };
         let (stock, asked) = (Arc::clone(&self.stock), item.clone());
-        let on_sale = self.runtime.spawn(async move { stock.on_sale(&asked).await });
-        match on_sale.await {
+        let known = self.runtime.spawn(async move { stock.knows(&asked).await });
+        match known.await {
             Ok(Ok(true)) => Ok(self.open_till(item.clone()).await),
             Ok(Ok(false)) => Err(Purchase::NotOnSale),
             Ok(Err(_)) | Err(_) => Err(Purchase::Unavailable),

@@ -33,8 +33,9 @@ pub trait Stock: Send + Sync {
     /// The items known to be on sale, or to have been.
     async fn items(&self) -> Result<Vec<Item>, StockError>;
 
-    /// Whether there is a counter for this item; one that has it is known from then on.
-    async fn on_sale(&self, item: &Item) -> Result<bool, StockError>;
+    /// Whether this item is on sale or was: it has a counter, or a book in which winners may
+    /// stand. One that it knows is among [`Stock::items`] from then on.
+    async fn knows(&self, item: &Item) -> Result<bool, StockError>;
 
     /// Begins a new sale of `units`, named `epoch`. The same epoch again changes nothing.
     async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError>;

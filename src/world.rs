@@ -185,7 +185,7 @@ impl World {
     async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
         let refused = |error: LedgerError| StockError::Refused(error.to_string());
         // Away is away; but a new sale may well mend a book that cannot be read.
-        self.stock.on_sale(item).await?;
+        self.stock.knows(item).await?;
         let books = self.stock.books(item).await.unwrap_or_default();
         if books.first().is_some_and(|book| book.shut) {
             return Err(StockError::Refused(format!(

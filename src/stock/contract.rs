@@ -33,13 +33,13 @@ pub(crate) async fn keeps_the_contract(stock: &dyn Stock, item: &Item) {
     let absent = stock.take(item, &call(&[None, Some("a")], true)).await.expect("an answer");
     assert_eq!(absent.outcomes, [Outcome::NotOnSale, Outcome::NotOnSale]);
     assert_eq!((absent.left, absent.taken), (None, None));
-    assert!(!stock.on_sale(item).await.expect("an answer"));
+    assert!(!stock.knows(item).await.expect("an answer"));
     assert_eq!(stock.add(item, 5).await.expect("an answer"), None, "nothing to add to");
 
     let epoch = Uuid::now_v7();
     stock.seed(item, 5, epoch).await.expect("seeded");
     stock.seed(item, 5, epoch).await.expect("the same epoch again");
-    assert!(stock.on_sale(item).await.expect("an answer"));
+    assert!(stock.knows(item).await.expect("an answer"));
     assert!(stock.items().await.expect("an answer").contains(item));
     let fresh = stock.take(item, &call(&[], true)).await.expect("a refresh");
     assert_eq!((fresh.left, fresh.epoch), (Some(5), Some(epoch)));

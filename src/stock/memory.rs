@@ -227,7 +227,7 @@ impl Stock for MemoryStock {
         Ok(items)
     }
 
-    async fn on_sale(&self, item: &Item) -> Result<bool, StockError> {
+    async fn knows(&self, item: &Item) -> Result<bool, StockError> {
         Ok(self.items().await?.contains(item) && !self.books(item).await?.is_empty())
     }
 

@@ -283,13 +283,14 @@ impl Stock for RedisStock {
         Ok(items)
     }
 
-    async fn on_sale(&self, item: &Item) -> Result<bool, StockError> {
-        let key = item.key();
-        let exists = self.read(&key, redis::cmd("EXISTS").arg(&key)).await?;
-        if exists {
+    async fn knows(&self, item: &Item) -> Result<bool, StockError> {
+        let keys = Keys::of(item);
+        let exists: i64 =
+            self.read(&keys.counter, redis::cmd("EXISTS").arg(&keys.counter).arg(&keys.book)).await?;
+        if exists > 0 {
             self.read::<Value>(ITEMS, redis::cmd("SADD").arg(ITEMS).arg(item.name())).await?;
         }
-        Ok(exists)
+        Ok(exists > 0)
     }
 
     async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
@@ -732,7 +733,7 @@ mod tests {
         let asked: Vec<_> = (0..500)
             .map(|_| {
                 let (stock, item) = (Arc::clone(&stock), item.clone());
-                tokio::spawn(async move { stock.on_sale(&item).await })
+                tokio::spawn(async move { stock.knows(&item).await })
             })
             .collect();
         for answer in asked {

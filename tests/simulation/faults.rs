@@ -94,6 +94,4 @@ pub enum Mutation {
     SeekToGroup,
     /// A take whose answer was lost is sent again.
     SendAgain,
-    /// The ledger is not told that a sale begins.
-    SeedOnlyInStock,
 }

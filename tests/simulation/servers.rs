@@ -384,11 +384,12 @@ impl Stock for Face {
             .await
     }
 
-    async fn on_sale(&self, item: &Item) -> Result<bool, StockError> {
+    async fn knows(&self, item: &Item) -> Result<bool, StockError> {
         let item = item.clone();
         self.0
             .ask("on_sale", move |state| {
-                let exists = state.redis.shelf(&item).counter.is_some();
+                let shelf = state.redis.shelf(&item);
+                let exists = shelf.counter.is_some() || shelf.book.epoch.is_some();
                 if exists {
                     state.redis.items.insert(item);
                 }
@@ -653,9 +654,6 @@ impl Ledger for Face {
     }
 
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
-        if self.0.sim.mutation == Some(Mutation::SeedOnlyInStock) {
-            return Ok(());
-        }
         self.0
             .book("begin_sale", async |books| {
                 books.begin_sale(item, epoch, units);

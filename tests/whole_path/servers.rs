@@ -136,9 +136,18 @@ async fn items_and_operators() {
     })
     .await;
 
+    // Off sale, a winner is known all the same, also to a node that never heard of the item.
+    servers.redis::<()>(&["SET", "counter:bag", "1"]).await;
+    let bag = buy(&client, &at("bag"), Some("key")).await;
+    servers.redis::<()>(&["DEL", "counter:bag"]).await;
+    let second = servers.ready_node(&[]).await;
+    let url = format!("{}?item=bag", second.buy_url());
+    assert_eq!(buy(&client, &url, Some("key")).await.order, bag.order);
+    assert_eq!(buy(&client, &url, Some("nobody")).await.code, "not_on_sale");
+
     let mut orders = told(&shoes);
-    orders.extend(told(&[winner, other]));
-    servers.balance(&orders, 4).await;
+    orders.extend(told(&[winner, other, bag]));
+    servers.balance(&orders, 5).await;
 }
 
 /// A killed consumer, offsets set back, messages twice, a message that is none.
