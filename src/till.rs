@@ -4,7 +4,7 @@
 //! timer. The till owns what it takes: a client that hangs up changes nothing.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +73,7 @@ struct Books {
     flights: BTreeMap<Uuid, Arc<Flight>>,
     /// Acknowledged; told to the stock with the next call, kept until a reply confirms it.
     settled: Vec<Uuid>,
+    /// Acknowledged in time, and settled.
     remembered: VecDeque<Arc<Batch>>,
 }
 
@@ -80,6 +81,11 @@ struct Books {
 struct Flight {
     batch: Arc<Batch>,
     receipt: Arc<Receipt>,
+    /// When the stock was asked for what vouches for it; never, if it was found in an outbox.
+    asked: Option<Instant>,
+    /// It was acknowledged while the stock's word still counted. What comes later may find the
+    /// books reopened without it: only the ledger can tell.
+    in_time: AtomicBool,
 }
 
 struct Waiting {
@@ -190,8 +196,10 @@ impl Till {
         let books = self.books();
         for flight in books.flights.values() {
             if let Some(index) = flight.batch.position(order) {
-                let acknowledged = flight.receipt.of(index) == Delivery::Acknowledged;
-                return Some(if acknowledged { Standing::Accepted } else { Standing::Pending });
+                return match flight.receipt.of(index) {
+                    Delivery::Acknowledged => flight.in_time().then_some(Standing::Accepted),
+                    Delivery::Waiting | Delivery::Unknown => Some(Standing::Pending),
+                };
             }
         }
         let remembered = books.remembered.iter().any(|batch| batch.position(order).is_some());
@@ -200,7 +208,7 @@ impl Till {
 
     /// Appends a batch of the outbox once more, unless it is on its way.
     pub fn announce(self: &Arc<Self>, batch: Batch) {
-        self.launch(Arc::new(batch));
+        self.launch(Arc::new(batch), None);
     }
 
     /// Whether this batch is on its way into the journal, or there already.
@@ -285,9 +293,9 @@ impl Till {
             (Some(0), Purchase::Unavailable) => Purchase::SoldOut,
             (_, not_taken) => not_taken,
         };
-        let flight = taken.map(|batch| self.launch(Arc::new(batch)));
+        let flight = taken.map(|batch| self.launch(Arc::new(batch), Some(asked)));
         let flights: BTreeMap<Uuid, Arc<Flight>> =
-            standing.into_iter().map(|batch| (batch.id, self.launch(Arc::new(batch)))).collect();
+            standing.into_iter().map(|batch| (batch.id, self.launch(Arc::new(batch), None))).collect();
         // The next call may go: what is left to do is between the journal and these buyers.
         drop(permit);
 
@@ -387,13 +395,13 @@ impl Till {
     }
 
     /// Sends a batch on its way into the journal, or finds it there.
-    fn launch(self: &Arc<Self>, batch: Arc<Batch>) -> Arc<Flight> {
+    fn launch(self: &Arc<Self>, batch: Arc<Batch>, asked: Option<Instant>) -> Arc<Flight> {
         let mut books = self.books();
         if let Some(flight) = books.flights.get(&batch.id) {
             return Arc::clone(flight);
         }
         let receipt = self.journal.append(&batch);
-        let flight = Arc::new(Flight { batch, receipt });
+        let flight = Arc::new(Flight { batch, receipt, asked, in_time: AtomicBool::new(false) });
         books.flights.insert(flight.batch.id, Arc::clone(&flight));
         drop(books);
         let (till, flown) = (Arc::clone(self), Arc::clone(&flight));
@@ -406,6 +414,8 @@ impl Till {
 
     /// The journal has said all it will say of this batch.
     fn land(&self, flight: &Flight) {
+        // Before anybody may find it settled.
+        flight.in_time.store(flight.in_time(), Ordering::Release);
         let mut books = self.books();
         let id = flight.batch.id;
         if !flight.receipt.complete() {
@@ -422,7 +432,7 @@ impl Books {
     fn forget(&mut self, settled: &[Uuid]) {
         self.settled.retain(|batch| !settled.contains(batch));
         for batch in settled {
-            if let Some(flight) = self.flights.remove(batch) {
+            if let Some(flight) = self.flights.remove(batch).filter(|flight| flight.in_time()) {
                 self.remembered.push_back(Arc::clone(&flight.batch));
             }
         }
@@ -432,6 +442,11 @@ impl Books {
 }
 
 impl Flight {
+    /// Whether what was acknowledged of it by now was so in time.
+    fn in_time(&self) -> bool {
+        self.in_time.load(Ordering::Acquire) || self.asked.is_some_and(|asked| asked.elapsed() <= TELL_WITHIN)
+    }
+
     /// What the buyer of the sale at `index` is told.
     fn told(&self, index: usize) -> Purchase {
         let sale = &self.batch.attempts[index];

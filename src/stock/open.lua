@@ -11,7 +11,10 @@ if ARGV[4] then
   redis.call('HSET', BOOK, 'epoch', ARGV[4], 'serial', ARGV[5], 'left', ARGV[6], 'seeded', seeded)
   redis.call('SET', COUNTER, ARGV[6])
   redis.call('DEL', ATTEMPTS)
-  if redis.call('EXISTS', NEW) == 1 then redis.call('RENAME', NEW, ATTEMPTS) end
+  if redis.call('EXISTS', NEW) == 1 then
+    redis.call('RENAME', NEW, ATTEMPTS)
+    redis.call('PERSIST', ATTEMPTS)
+  end
 end
 -- All that stood in it is in the ledger by now.
 redis.call('DEL', OUTBOX)

@@ -34,6 +34,9 @@ const MAX_CONNECTIONS: usize = 16;
 const SCAN_COUNT: usize = 64;
 /// Winners written at once when attempts are made anew.
 const RECORDS_AT_ONCE: usize = 1000;
+/// How long attempts made anew stay when whoever made them dies before they are put in place, in
+/// seconds: longer than any reopening.
+const PREPARED_FOR_S: u32 = 3600;
 /// The set of all items' names.
 const ITEMS: &str = "seckill:items";
 
@@ -360,6 +363,8 @@ impl Stock for RedisStock {
                     command.arg(sale.attempt.as_deref()).arg(record);
                 }
                 self.read::<Value>(&prepared, &command).await?;
+                self.read::<Value>(&prepared, redis::cmd("EXPIRE").arg(&prepared).arg(PREPARED_FOR_S))
+                    .await?;
             }
         }
         let mut script = self.open.prepare_invoke();
