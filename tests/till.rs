@@ -2,7 +2,7 @@
 //!
 //! A program of its own, because it looks at its memory.
 
-#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop where it stands")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -173,7 +173,7 @@ async fn twenty_thousand_wait_and_the_rest_is_told_busy() {
             other => panic!("{other:?}"),
         }
     }
-    println!("{memory} KiB while they wait; {} bought, {busy} busy", bought.len());
+    eprintln!("{memory} KiB while they wait; {} bought, {busy} busy", bought.len());
     assert_eq!(bought.len() + busy, TOO_MANY);
     assert!(bought.len() >= 1024, "the calls in flight at least");
     assert_eq!(world.sold().await, bought.len() as u64, "busy is not sold");

@@ -1,6 +1,7 @@
 //! What a client may send, by socket against the program itself, and what the program holds in
 //! memory when very many do.
 
+use std::process::Command;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::buyers::{all_different, buy, client, told};
-use crate::process::until;
+use crate::process::{Process, command, free_port, until};
 use crate::world::{Embedded, Node, Servers, get};
 
 /// Resident memory of the service with 10,000 idle connections and 5,000 waiting attempts.
@@ -360,6 +361,66 @@ async fn answered(stream: &TcpStream) -> bool {
     let mut byte = [0; 1];
     std::future::poll_fn(|cx| Poll::Ready(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).is_ready()))
         .await
+}
+
+/// A process that may open few files keeps some for itself: more buyers than that wait to be
+/// accepted, and it works on.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_buyers_than_open_files() {
+    const FILES: usize = 700;
+    const KEPT: usize = 512;
+    let world = Embedded::new(5);
+    let (listen, ops) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let mut env = world.env.clone();
+    env.push(("SECKILL_LISTEN".into(), listen.clone()));
+    env.push(("SECKILL_OPS_LISTEN".into(), ops.clone()));
+    let plain = command("seckill", &env, &["serve"], world.folder.path());
+    let mut limited = Command::new("sh");
+    limited.args(["-c", &format!("ulimit -n {FILES} && exec \"$0\" \"$@\"")]);
+    limited.arg(plain.get_program()).args(plain.get_args()).current_dir(world.folder.path());
+    limited.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    for (name, _) in plain.get_envs().filter(|(_, value)| value.is_none()) {
+        limited.env_remove(name);
+    }
+    let _process = Process::start("seckill", limited, &world.folder.path().join("seckill.log"));
+    let (url, ops) = (format!("http://{listen}"), format!("http://{ops}"));
+    until("the service is ready", Duration::from_secs(10), async || crate::world::ready(&ops).await).await;
+
+    let workers = std::thread::available_parallelism().unwrap().get();
+    let room = (FILES - KEPT) / workers * workers;
+    let mut buyers = Vec::new();
+    for _ in 0..2 * FILES {
+        let mut buyer = connect(&url).await;
+        buyer.write_all(COUNT.as_bytes()).await.unwrap();
+        buyers.push(buyer);
+    }
+    let served = async |buyers: &[TcpStream]| {
+        let mut served = 0;
+        for buyer in buyers {
+            served += usize::from(answered(buyer).await);
+        }
+        served
+    };
+    until("there is no more room", Duration::from_secs(10), async || served(&buyers).await >= room).await;
+    // The ops listener has its own, and the file can still be opened and written.
+    assert_eq!(get(&format!("{ops}/readyz")).await.0, 200);
+    assert!(world.operate(&["seed", "--add", "1"]).status.success());
+    assert_eq!(served(&buyers).await, room, "the others wait");
+    // Who was served goes, and the others come in.
+    until("all are served", Duration::from_secs(20), async || {
+        let mut waiting = Vec::new();
+        for buyer in std::mem::take(&mut buyers) {
+            if !answered(&buyer).await {
+                waiting.push(buyer);
+            }
+        }
+        buyers = waiting;
+        buyers.is_empty()
+    })
+    .await;
+    let bought = buy(&client(), &format!("{url}/seckill/seckill"), None).await;
+    assert_eq!(bought.body["num"], 5, "one more than it began with, and one sold");
+    world.balance(&told(&[bought]), 1).await;
 }
 
 /// Items and orders that clients make up cost no key, no metric and no till.
