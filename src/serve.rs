@@ -28,6 +28,9 @@ use crate::world::{Kind, Purpose, World};
 /// Connections that may wait to be accepted: a whole sale arrives in one second.
 const BACKLOG: i32 = 8192;
 
+/// The limit of open files that a shell usually sets, when the system does not say.
+const USUAL_OPEN_FILES: u64 = 1024;
+
 /// The parts of a shut-down, whose sum stays within 15 s: buyers in flight have 6 s (see
 /// [`http`]), then what was taken has this to be acknowledged, ...
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
@@ -47,9 +50,10 @@ pub async fn serve(settings: Settings) -> ExitCode {
         );
     }
     // Every buyer is an open file; the shell's usual 1024 is no limit anyone chose.
-    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+    let open_files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
         log::warn!("the limit of open files stays as it is: {error}");
-    }
+        rlimit::Resource::NOFILE.get_soft().unwrap_or(USUAL_OPEN_FILES)
+    });
     let buyers = match bind("SECKILL_LISTEN", settings.listen) {
         Ok(listener) => listener,
         Err(why) => return failure(&why),
@@ -65,13 +69,19 @@ pub async fn serve(settings: Settings) -> ExitCode {
     if matches!(world.kind, Kind::Servers(_)) && std::env::var_os("SECKILL_STOCK").is_some() {
         log::warn!("SECKILL_STOCK is for the embedded world; here `seckill seed N` puts units on sale");
     }
-    match run(window, world, buyers, ops).await {
+    match run(window, world, buyers, ops, open_files).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failure(&why),
     }
 }
 
-async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener) -> Result<(), String> {
+async fn run(
+    window: Window,
+    world: World,
+    buyers: TcpListener,
+    ops: TcpListener,
+    open_files: u64,
+) -> Result<(), String> {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).map_err(|error| error.to_string())?;
     let shop = Shop::open(
@@ -100,7 +110,7 @@ async fn run(window: Window, world: World, buyers: TcpListener, ops: TcpListener
     let ops = consumer::ops::serve(ops, registry, ready).map_err(|error| error.to_string())?;
     let ops_handle = ops.handle();
     let front = http::Front { shop: Arc::clone(&shop), window, metrics };
-    let server = http::serve(buyers, front).map_err(|error| error.to_string())?;
+    let server = http::serve(buyers, front, open_files).map_err(|error| error.to_string())?;
     let server_handle = server.handle();
     let (server, ops) = (tokio::spawn(server), tokio::spawn(ops));
 

@@ -26,6 +26,13 @@ const LOOKUPS_AT_ONCE: usize = 8;
 /// How long one waits for its turn to be looked up.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(1);
 
+/// Orders looked up at once, also by clients that have hung up since: a database that does not
+/// answer keeps each for 24 s.
+const ORDERS_AT_ONCE: usize = 256;
+
+/// Who asks for an order is told `pending` after this, while nobody can say.
+const ORDER_WITHIN: Duration = Duration::from_secs(3);
+
 /// Clocks of nodes may differ by so much before an order counts as not of this shop's making.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
@@ -104,7 +111,8 @@ pub struct Shop {
     counter: Arc<Till>,
     others: RwLock<BTreeMap<Item, Arc<Till>>>,
     /// For items that nobody has heard of, and for old orders.
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
+    orders: Arc<Semaphore>,
     old_orders: Semaphore,
     /// The runtime that outlives the requests: tills and connections belong to it.
     runtime: Handle,
@@ -129,7 +137,8 @@ impl Shop {
             window,
             counter,
             others: RwLock::default(),
-            lookups: Semaphore::new(LOOKUPS_AT_ONCE),
+            lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
+            orders: Arc::new(Semaphore::new(ORDERS_AT_ONCE)),
             old_orders: Semaphore::new(LOOKUPS_AT_ONCE),
             runtime,
         })
@@ -168,9 +177,19 @@ impl Shop {
     ///
     /// A sale moves from outbox to journal to ledger; looking in that order never misses it.
     pub async fn order(self: &Arc<Self>, order: Uuid) -> OrderStatus {
+        let Ok(Ok(permit)) = timeout(LOOKUP_WITHIN, Arc::clone(&self.orders).acquire_owned()).await else {
+            return OrderStatus::Pending;
+        };
         let shop = Arc::clone(self);
-        let looked = self.runtime.spawn(async move { shop.look_up(order).await });
-        looked.await.unwrap_or(OrderStatus::Pending)
+        let looked = self.runtime.spawn(async move {
+            // Until it is over, and not until the client has gone.
+            let _permit = permit;
+            shop.look_up(order).await
+        });
+        match timeout(ORDER_WITHIN, looked).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) | Err(_) => OrderStatus::Pending,
+        }
     }
 
     async fn look_up(&self, order: Uuid) -> OrderStatus {
@@ -270,11 +289,14 @@ impl Shop {
             till.refreshed().await;
             return Ok(till);
         }
-        let Ok(Ok(_permit)) = timeout(LOOKUP_WITHIN, self.lookups.acquire()).await else {
+        let Ok(Ok(permit)) = timeout(LOOKUP_WITHIN, Arc::clone(&self.lookups).acquire_owned()).await else {
             return Err(Purchase::Busy);
         };
         let (stock, asked) = (Arc::clone(&self.stock), item.clone());
-        let known = self.runtime.spawn(async move { stock.knows(&asked).await });
+        let known = self.runtime.spawn(async move {
+            let _permit = permit;
+            stock.knows(&asked).await
+        });
         match known.await {
             Ok(Ok(true)) => Ok(self.open_till(item.clone()).await),
             Ok(Ok(false)) => Err(Purchase::NotOnSale),

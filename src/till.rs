@@ -37,6 +37,10 @@ const CALLS_IN_FLIGHT: usize = 2;
 /// Attempts that may wait; beyond it, `busy`. At 512 a call they wait for 40 calls.
 const MAX_WAITING: usize = 20_480;
 
+/// And so long: whoever could not be put to the stock by then hears `busy` instead of nothing.
+/// With [`TELL_WITHIN`] after it an attempt is answered within 5 s.
+const WAIT_WITHIN: Duration = Duration::from_secs(2);
+
 /// Outbox entries beyond which nothing more is taken: the journal is not keeping up.
 const MAX_OPEN: u64 = 20_000;
 
@@ -89,6 +93,7 @@ struct Flight {
 }
 
 struct Waiting {
+    since: Instant,
     attempt: Attempt,
     answer: oneshot::Sender<Purchase>,
 }
@@ -184,7 +189,7 @@ impl Till {
     pub async fn attempt(&self, attempt: Attempt) -> Purchase {
         let order = attempt.order;
         let (answer, answered) = oneshot::channel();
-        match self.queue.try_send(Waiting { attempt, answer }) {
+        match self.queue.try_send(Waiting { since: Instant::now(), attempt, answer }) {
             Ok(()) => answered.await.unwrap_or(Purchase::Pending { order }),
             Err(mpsc::error::TrySendError::Full(_)) => Purchase::Busy,
             Err(mpsc::error::TrySendError::Closed(_)) => Purchase::Unavailable,
@@ -267,6 +272,11 @@ impl Till {
     /// One call: take, append, answer.
     async fn call(self: Arc<Self>, waiting: Vec<Waiting>, permit: OwnedSemaphorePermit) {
         let asked = Instant::now();
+        let (waiting, late): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|waiting| asked - waiting.since <= WAIT_WITHIN);
+        for late in late {
+            let _ = late.answer.send(Purchase::Busy);
+        }
         let (attempts, answers): (Vec<_>, Vec<_>) =
             waiting.into_iter().map(|waiting| (waiting.attempt, waiting.answer)).unzip();
         if !attempts.is_empty() {

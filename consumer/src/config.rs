@@ -217,10 +217,11 @@ pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, Exit
 }
 
 /// Sends the log to stderr: ours from `info` on, the libraries' from `warn` on (sqlx's own
-/// from `error` on: it warns of waiting, which is ours to tell), unless `RUST_LOG`
+/// from `error` on: it warns of waiting, which is ours to tell; actix's HTTP not at
+/// all: it writes a line for every malformed request), unless `RUST_LOG`
 /// says otherwise.
 pub fn log_to_stderr() {
-    let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=error,actix_server=warn";
+    let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=error,actix_server=warn,actix_http=off";
     let started =
         env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(quiet)).try_init();
     // A second logger in one process, as tests may have, changes nothing.

@@ -11,7 +11,7 @@
 //! [`lag`] (how far behind), [`run`] (the process around it).
 //!
 //! Beside the path: [`config`] (the settings of both programs), [`kafka`] and [`sqlite`] (what
-//! both programs ask of them alike), [`metrics`] and [`ops`] (what a person sees).
+//! both programs ask of them alike), [`metrics`] and [`ops`] (what a person sees), [`web`] (how HTTP is served).
 
 // What tests/support names `consumer` is this crate also in its own tests.
 #[cfg(test)]
@@ -28,3 +28,4 @@ pub mod run;
 pub mod sale;
 pub mod sqlite;
 pub mod step;
+pub mod web;

@@ -3,10 +3,17 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use actix_web::dev::Server;
+use actix_web::body::BoxBody;
+use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::ContentType;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::middleware::{Next, from_fn};
+use actix_web::{App, Error, HttpResponse, web};
 use prometheus::{Encoder, Registry, TextEncoder};
+
+use crate::web::{Capacity, within_limits};
+
+/// One scraper and one probe need no more, and some people who look.
+const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1 };
 
 /// Says whether the program can do its work now; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -22,15 +29,21 @@ struct Ops {
 /// When the listener cannot be used.
 pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io::Result<Server> {
     let ops = web::Data::new(Ops { registry, ready });
-    let server = HttpServer::new(move || {
+    crate::web::serve(listener, CAPACITY, move || {
         App::new()
             .app_data(ops.clone())
+            .wrap(from_fn(limited))
             .route("/livez", web::get().to(livez))
             .route("/readyz", web::get().to(readyz))
             .route("/metrics", web::get().to(metrics))
-    });
-    // One scraper and one probe need no more, and signals are for the program to handle.
-    Ok(server.workers(1).disable_signals().shutdown_timeout(1).listen(listener)?.run())
+    })
+}
+
+async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
+    match within_limits(request).await {
+        Ok(request) => next.call(request).await,
+        Err((request, status)) => Ok(ServiceResponse::new(request, HttpResponse::new(status))),
+    }
 }
 
 async fn livez() -> HttpResponse {

@@ -21,6 +21,10 @@ const APPLICATION_ID: u32 = 0x5345_434b;
 /// How long a writer waits for one in another process, which holds the file for milliseconds.
 const BUSY_WITHIN: Duration = Duration::from_secs(5);
 
+/// What the write-ahead log keeps of the disk once its pages are in the file. SQLite moves them
+/// there every 4 MiB; a reader that stays long lets it grow, and it would keep that size.
+const WAL_BYTES: &str = "16777216";
+
 /// Where a SQLite file says what it is: a magic, and the application's id.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const ID_AT: std::ops::Range<usize> = 68..72;
@@ -116,7 +120,11 @@ impl SqliteFile {
     fn options(&self) -> SqliteConnectOptions {
         // The journal mode is a property of the file (WAL, set when it was made), and locking is
         // never exclusive: `status` and `audit` read beside a running service.
-        SqliteConnectOptions::new().filename(&self.path).busy_timeout(BUSY_WITHIN).disable_statement_logging()
+        SqliteConnectOptions::new()
+            .filename(&self.path)
+            .busy_timeout(BUSY_WITHIN)
+            .pragma("journal_size_limit", WAL_BYTES)
+            .disable_statement_logging()
     }
 
     async fn migrate(&self, create: bool) -> Result<(), FileError> {

@@ -17,6 +17,9 @@ pub(super) enum Code {
     Busy,
     Unavailable,
     BadRequest,
+    BodyTooLarge,
+    HeadTooLarge,
+    TooSlow,
     NotFound,
     MethodNotAllowed,
 }
@@ -37,6 +40,8 @@ impl Code {
             Self::Busy => "busy",
             Self::Unavailable => "unavailable",
             Self::BadRequest => "bad_request",
+            Self::BodyTooLarge | Self::HeadTooLarge => "too_large",
+            Self::TooSlow => "too_slow",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
         }
@@ -50,6 +55,9 @@ impl Code {
             Self::NotOnSale | Self::NotFound => StatusCode::NOT_FOUND,
             Self::Busy | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
@@ -71,6 +79,8 @@ impl Code {
             Self::Busy => ("排队的人太多，请稍后再试", "Too many are waiting, please try again"),
             Self::Unavailable => ("暂时无法购买，请稍后再试", "Not available right now, please try again"),
             Self::BadRequest => ("请求有误", "The request is malformed"),
+            Self::BodyTooLarge | Self::HeadTooLarge => ("请求过大", "The request is too large"),
+            Self::TooSlow => ("请求超时", "The request took too long to arrive"),
             Self::NotFound => ("没有找到", "Not found"),
             Self::MethodNotAllowed => ("不支持该请求方法", "Method not allowed"),
         };

@@ -71,37 +71,31 @@ impl SqliteJournal {
         Self { file, writer: Mutex::default(), reader: Mutex::default() }
     }
 
-    /// Everything from `from` on, by offset.
+    /// What follows from `from` on, by offset, up to [`READ_AT_ONCE`] rows; none: that was all.
     ///
     /// # Errors
     /// When the file cannot be read, or a row is none of ours.
     pub async fn read(&self, from: i64) -> Result<Vec<(i64, Entry)>, String> {
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
-        let mut entries = Vec::new();
-        let mut next = from;
-        loop {
-            let rows = sqlx::query(
-                r#"select "offset", kind, value from journal where "offset" >= ? order by "offset" limit ?"#,
-            )
-            .bind(next)
-            .bind(READ_AT_ONCE)
-            .fetch_all(&mut *connection)
-            .await
-            .map_err(|error| error.to_string())?;
-            let Some(last) = rows.last() else { return Ok(entries) };
-            next = last.get::<i64, _>(0) + 1;
-            for row in rows {
-                let (offset, kind, value): (i64, &str, &str) = (row.get(0), row.get(1), row.get(2));
-                let entry = if kind == "seed" {
-                    serde_json::from_str(value).map(Entry::Seed)
-                } else {
-                    Sale::from_json(value.as_bytes()).map(Entry::Sale)
-                };
-                let entry = entry.map_err(|error| format!("journal offset {offset}: {error}"))?;
-                entries.push((offset, entry));
-            }
-        }
+        let rows = sqlx::query(
+            r#"select "offset", kind, value from journal where "offset" >= ? order by "offset" limit ?"#,
+        )
+        .bind(from)
+        .bind(READ_AT_ONCE)
+        .fetch_all(connection)
+        .await
+        .map_err(|error| error.to_string())?;
+        let entry = |row: &sqlx::sqlite::SqliteRow| {
+            let (offset, kind, value): (i64, &str, &str) = (row.get(0), row.get(1), row.get(2));
+            let entry = if kind == "seed" {
+                serde_json::from_str(value).map(Entry::Seed)
+            } else {
+                Sale::from_json(value.as_bytes()).map(Entry::Sale)
+            };
+            entry.map(|entry| (offset, entry)).map_err(|error| format!("journal offset {offset}: {error}"))
+        };
+        rows.iter().map(entry).collect()
     }
 
     /// Writes sales at `at` and on, all of them or none, and returns when they are on disk.

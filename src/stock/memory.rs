@@ -163,10 +163,15 @@ impl MemoryStock {
 
     /// Sees what is in the journal by now.
     async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
-        for (offset, entry) in self.journal.read(shelves.next).await? {
-            shelves.see(offset, entry);
+        loop {
+            let entries = self.journal.read(shelves.next).await?;
+            if entries.is_empty() {
+                return Ok(());
+            }
+            for (offset, entry) in entries {
+                shelves.see(offset, entry);
+            }
         }
-        Ok(())
     }
 }
 

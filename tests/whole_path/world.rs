@@ -336,6 +336,16 @@ impl Embedded {
         output("seckill", &self.env, args, self.folder.path())
     }
 
+    /// Keeps everybody else from writing to the file.
+    pub async fn lock(&self) -> FileLock {
+        let options = sqlx::sqlite::SqliteConnectOptions::new()
+            .filename(self.folder.path().join("sale.db"))
+            .busy_timeout(Duration::from_secs(5));
+        let mut file = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        sqlx::raw_sql("begin immediate").execute(&mut file).await.unwrap();
+        FileLock(file)
+    }
+
     /// The same check as [`Servers::balance`], on the file.
     pub async fn balance(&self, told: &[String], sold: usize) {
         crate::buyers::all_different(told);
@@ -368,5 +378,14 @@ impl Embedded {
             sold,
         );
         assert_balanced(&self.operate(&["audit"]));
+    }
+}
+
+/// The embedded file's write lock, held.
+pub struct FileLock(sqlx::SqliteConnection);
+
+impl FileLock {
+    pub async fn unlock(mut self) {
+        sqlx::raw_sql("rollback").execute(&mut self.0).await.unwrap();
     }
 }

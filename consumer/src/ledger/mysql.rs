@@ -116,10 +116,12 @@ impl Ledger for MySqlLedger {
     async fn migrate(&self) -> Result<(), LedgerError> {
         // A connection of its own: when it fails the lock of the migrations ends with it.
         let mut connection = self.connection().await?.detach();
-        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, make_tables(&mut connection))
-            .await
-            .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))??;
-        connection.close().await.map_err(failed)
+        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, async {
+            make_tables(&mut connection).await?;
+            connection.close().await.map_err(failed)
+        })
+        .await
+        .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))?
     }
 
     async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {

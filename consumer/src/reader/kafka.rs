@@ -30,6 +30,10 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(4);
 /// After a trouble, whether Kafka is back. Soon asked again, so that `/readyz` is not late.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
+/// Bytes in one batch, the last message apart: a sale has 300, but a topic takes messages of
+/// 1 MiB from anybody, and a thousand of them would be a gigabyte.
+const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+
 /// Reads a topic as a member of a group.
 pub struct KafkaReader {
     topic: String,
@@ -113,13 +117,13 @@ impl KafkaReader {
         Ok(())
     }
 
-    /// Takes one message, or what came instead of one.
+    /// Takes one message and says its size, or what came instead of one.
     fn take(
         &mut self,
         consumer: &Client,
         received: KafkaResult<rdkafka::message::BorrowedMessage<'_>>,
         messages: &mut BTreeMap<i32, Vec<Message>>,
-    ) -> Result<usize, Trouble> {
+    ) -> Result<Option<usize>, Trouble> {
         match received {
             Ok(message) => {
                 self.answered();
@@ -128,11 +132,12 @@ impl KafkaReader {
                     Some(next) if offset >= *next => {
                         *next = offset + 1;
                         let value = message.payload().unwrap_or_default().to_vec();
+                        let size = value.len();
                         messages.entry(message.partition()).or_default().push(Message { offset, value });
-                        Ok(1)
+                        Ok(Some(size))
                     }
                     // Fetched for an assignment that is no more.
-                    _ => Ok(0),
+                    _ => Ok(None),
                 }
             }
             Err(error) => Err(trouble(&error, consumer.client().fatal_error().map(|(_, text)| text))),
@@ -222,6 +227,7 @@ impl Reader for KafkaReader {
         self.pause(&consumer, max == 0)?;
         let mut messages = if max == 0 { BTreeMap::new() } else { std::mem::take(&mut self.held) };
         let mut count: usize = messages.values().map(Vec::len).sum();
+        let mut bytes: usize = messages.values().flatten().map(|message| message.value.len()).sum();
         let assignment = Arc::clone(&self.assignment);
         loop {
             if let Some(partitions) = assignment.changed() {
@@ -236,7 +242,7 @@ impl Reader for KafkaReader {
                 for (partition, more) in std::mem::take(&mut messages) {
                     self.held.entry(partition).or_default().extend(more);
                 }
-                count = 0;
+                (count, bytes) = (0, 0);
             }
             let received = if count == 0 {
                 tokio::select! {
@@ -258,7 +264,11 @@ impl Reader for KafkaReader {
                 }
             };
             match self.take(&consumer, received, &mut messages) {
-                Ok(taken) => count += taken,
+                Ok(Some(size)) => {
+                    count += 1;
+                    bytes += size;
+                }
+                Ok(None) => {}
                 Err(Trouble::Outside) => return Err(self.outside().await),
                 Err(Trouble::Fatal(why)) => return Err(ReaderError::Foreign(why)),
                 Err(Trouble::Away(why)) => {
@@ -268,7 +278,8 @@ impl Reader for KafkaReader {
                     }
                 }
             }
-            if count > 0 && count >= max && max > 0 && !assignment.pending() {
+            let full = count >= max || bytes >= MAX_BATCH_BYTES;
+            if count > 0 && full && max > 0 && !assignment.pending() {
                 return Ok(Read::Messages(messages));
             }
         }

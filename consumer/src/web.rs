@@ -1,0 +1,197 @@
+//! How both programs serve HTTP: with a limit on everything that a client can make them hold.
+//!
+//! The library knows a time limit for a connection's first head only. [`Patient`] adds the rest:
+//! whatever a client sends slowly, never ends, or does not read, its connection is closed.
+
+use std::io;
+use std::net::TcpListener;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use actix_http::{HttpService, Protocol, Request, Response};
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, map_config};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Server, ServiceRequest};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use actix_web::rt::net::TcpStream;
+use actix_web::{Error, HttpRequest, web};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep, timeout};
+
+/// A connection's first head must be there within this time, however its bytes arrive.
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+
+/// And a body within this one, which is time for a bad line.
+const BODY_WITHIN: Duration = Duration::from_secs(5);
+
+/// From the first byte of a request to the first of its answer: head, body, and the 5 s within
+/// which everything is answered. Also what is sent on after an answer counts.
+const UNANSWERED_WITHIN: Duration = Duration::from_secs(15);
+
+/// A client that takes nothing off a full connection for so long is gone.
+const UNREAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// An idle connection is kept so long: a page polls every second.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// What an answered client still sends is thrown away for so long, so that it sees the answer.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Bytes of a request's line and headers; browsers stay below 2 KiB. What is longer and still
+/// not complete at 128 KiB is refused by the library, and so are more than 96 headers.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// Bytes of a body: nobody needs any, and clients send small ones out of habit.
+const MAX_BODY: usize = 4 * 1024;
+
+/// What a server may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    /// Threads.
+    pub workers: usize,
+    /// Open connections on all of them together; more wait to be accepted.
+    pub connections: usize,
+    /// How long a shut-down waits for requests in flight, in seconds.
+    pub shutdown_s: u64,
+}
+
+/// Serves what `app` makes on `listener`; the server runs when it is awaited or spawned.
+///
+/// # Errors
+/// When the listener cannot be used.
+pub fn serve<F, I, S, B>(listener: TcpListener, capacity: Capacity, app: F) -> io::Result<Server>
+where
+    F: Fn() -> I + Send + Clone + 'static,
+    I: IntoServiceFactory<S, Request>,
+    S: ServiceFactory<Request, Config = AppConfig> + 'static,
+    S::Error: Into<Error> + 'static,
+    S::InitError: std::fmt::Debug,
+    S::Response: Into<Response<B>> + 'static,
+    B: MessageBody + 'static,
+{
+    let Capacity { workers, connections, shutdown_s } = capacity;
+    let server = Server::build()
+        .workers(workers)
+        .max_concurrent_connections((connections / workers).max(1))
+        .shutdown_timeout(shutdown_s)
+        // For the program to handle.
+        .disable_signals();
+    let stopping = server.graceful_shutdown_signal();
+    let server = server.listen("http", listener, move || {
+        let stopping = stopping.clone();
+        let http = HttpService::build()
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .client_request_timeout(HEAD_WITHIN)
+            .keep_alive(KEEP_ALIVE)
+            .client_disconnect_timeout(LINGER);
+        let app = app().into_factory().map_err(|error| error.into().error_response());
+        let http = http.finish(map_config(app, |()| AppConfig::default()));
+        actix_service::fn_service(async |stream: TcpStream| {
+            // Answers are small, and none waits for the next.
+            let _ = stream.set_nodelay(true);
+            let peer = stream.peer_addr().ok();
+            Ok((Patient::new(stream), Protocol::Http1, peer))
+        })
+        .and_then(http)
+    })?;
+    Ok(server.run())
+}
+
+/// Reads the body to its end and throws it away, within the limits: nothing here has a use for
+/// one, and an unread one would end the connection.
+///
+/// # Errors
+/// The request, and the status to refuse it with.
+pub async fn within_limits(mut request: ServiceRequest) -> Result<ServiceRequest, (HttpRequest, StatusCode)> {
+    let refused = |request: ServiceRequest, status| Err((request.into_parts().0, status));
+    let headers = request.headers();
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if head + target > MAX_HEAD {
+        return refused(request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    }
+    let length =
+        headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok().and_then(|it| it.parse().ok()));
+    match length {
+        None if !headers.contains_key(TRANSFER_ENCODING) => return Ok(request),
+        Some(length) if length.is_none_or(|bytes: usize| bytes > MAX_BODY) => {
+            return refused(request, StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        _ => {}
+    }
+    let Ok(body) = request.extract::<web::Payload>().await else {
+        return refused(request, StatusCode::BAD_REQUEST);
+    };
+    match timeout(BODY_WITHIN, body.to_bytes_limited(MAX_BODY)).await {
+        Ok(Ok(Ok(_))) => Ok(request),
+        Ok(Ok(Err(_))) => refused(request, StatusCode::BAD_REQUEST),
+        Ok(Err(_)) => refused(request, StatusCode::PAYLOAD_TOO_LARGE),
+        Err(_) => refused(request, StatusCode::REQUEST_TIMEOUT),
+    }
+}
+
+/// A connection that ends when its client keeps us waiting.
+struct Patient {
+    stream: TcpStream,
+    /// Runs from the first byte of a request until something is answered.
+    unanswered: Option<Pin<Box<Sleep>>>,
+    /// Runs while the client takes nothing.
+    unread: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patient {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, unanswered: None, unread: None }
+    }
+
+    /// Notes what a write came to.
+    fn written(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(UNREAD_WITHIN)));
+            ready!(unread.as_mut().poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        self.unread = None;
+        self.unanswered = None;
+        written
+    }
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(unanswered) = &mut this.unanswered
+            && unanswered.as_mut().poll(cx).is_ready()
+        {
+            // As if the client had ended: whatever is still to be answered is.
+            return Poll::Ready(Ok(()));
+        }
+        let before = into.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, into))?;
+        if into.filled().len() > before && this.unanswered.is_none() {
+            this.unanswered = Some(Box::pin(sleep(UNANSWERED_WITHIN)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, from);
+        this.written(written, cx)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
