@@ -11,6 +11,8 @@ mod buyers;
 mod embedded;
 mod faults;
 mod process;
+mod secrets;
 mod servers;
 mod settings;
+mod tls;
 mod world;
