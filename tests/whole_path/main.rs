@@ -10,6 +10,7 @@
 mod buyers;
 mod embedded;
 mod faults;
+mod listeners;
 mod process;
 mod secrets;
 mod servers;

@@ -225,6 +225,9 @@ async fn database() {
         }
     }
     servers.set("SECKILL_DATABASE_URL", &url(PASSWORD, &here, &verified("ca.pem")));
+    assert!(output("consumer", &servers.env, &["migrate"], servers.folder.path()).status.success());
+    servers.set("SECKILL_DATABASE_URL", &url(PASSWORD, &here, "ssl-mode=VERIFY_IDENTITY"));
+    servers.set("SSL_CERT_FILE", &authority.path("ca.pem"));
     sells(&servers).await;
 }
 
@@ -237,17 +240,17 @@ async fn kafka() {
     let mut servers = Servers::start().await;
     servers.brokers = format!("127.0.0.1:{}", server.port);
     let secure = server.port + 2;
-    let options = |password: &str, ca: &str| {
+    let options = |password: &str| {
         format!(
-            "security.protocol=SASL_SSL,ssl.ca.location={},sasl.mechanism=PLAIN,sasl.username=seckill_tls,sasl.password={password}",
-            authority.path(ca)
+            "security.protocol=SASL_SSL,sasl.mechanism=PLAIN,sasl.username=seckill_tls,sasl.password={password}"
         )
     };
     servers.set("SECKILL_KAFKA_BROKERS", &format!("127.0.0.1:{secure}"));
-    servers.set("SECKILL_KAFKA_OPTIONS", &options(PASSWORD, "ca.pem"));
-    let wrong = options(WRONG, "ca.pem");
+    servers.set("SECKILL_KAFKA_OPTIONS", &options(PASSWORD));
+    servers.set("SSL_CERT_FILE", &authority.path("ca.pem"));
+    let wrong = options(WRONG);
     refused(&servers, &[("SECKILL_KAFKA_OPTIONS", &wrong)], "Authentication failed").await;
-    let stranger = options(PASSWORD, "stranger.pem");
+    let stranger = format!("{},ssl.ca.location={}", options(PASSWORD), authority.path("stranger.pem"));
     refused(&servers, &[("SECKILL_KAFKA_OPTIONS", &stranger)], "certificate verify failed").await;
     refused(&servers, &[("SECKILL_KAFKA_BROKERS", &alias(secure).await)], "certificate verify failed").await;
     sells(&servers).await;
