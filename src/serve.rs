@@ -171,11 +171,16 @@ async fn background(
 /// Makes the ledger's tables when nobody has yet: orders are looked up in them.
 async fn make_tables(world: World) {
     let mut wait = tokio::time::interval(Duration::from_secs(1));
+    let mut said = String::new();
     loop {
         wait.tick().await;
         match world.ledger.migrate().await {
             Ok(()) => return,
-            Err(LedgerError::Away(why)) => log::debug!("the ledger is away: {why}"),
+            Err(LedgerError::Away(why)) if why == said => {}
+            Err(LedgerError::Away(why)) => {
+                log::warn!("orders cannot be looked up yet, the ledger is away: {why}");
+                said = why;
+            }
             Err(error) => return log::error!("orders cannot be looked up: {error}"),
         }
     }

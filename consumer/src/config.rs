@@ -102,7 +102,7 @@ pub struct Secrets {
 
 /// The variables of [`Secrets`] with what they are for, as `--help` and the README show them.
 pub const SECRETS: [(&str, &str); 4] = [
-    ("SECKILL_REDIS_URL", "Redis, as redis://[user:password@]host:port/db"),
+    ("SECKILL_REDIS_URL", "Redis, as redis://[user:password@]host:port/db (TLS: rediss://)"),
     ("SECKILL_KAFKA_BROKERS", "Kafka, as host:port,host:port"),
     ("SECKILL_DATABASE_URL", "MySQL or MariaDB, as mysql://user:password@host:port/database"),
     ("SECKILL_KAFKA_OPTIONS", "librdkafka key=value,… (TLS, SASL)"),
@@ -111,7 +111,7 @@ pub const SECRETS: [(&str, &str); 4] = [
 /// What `--help` says below the flags.
 pub const AFTER_HELP: &str = "\
 Environment only (also from .env; NAME_FILE names a file that holds the value):
-  SECKILL_REDIS_URL      Redis, as redis://[user:password@]host:port/db
+  SECKILL_REDIS_URL      Redis, as redis://[user:password@]host:port/db (TLS: rediss://)
   SECKILL_KAFKA_BROKERS  Kafka, as host:port,host:port
   SECKILL_DATABASE_URL   MySQL or MariaDB, as mysql://user:password@host:port/database
   SECKILL_KAFKA_OPTIONS  librdkafka key=value,… (TLS, SASL)
@@ -176,7 +176,10 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
     ) {
         (Some(value), _) => Some(value),
         (None, Some(path)) => Some(std::fs::read_to_string(&path).map_err(|error| {
-            ConfigError(format!("{file}={}: {error}; name a file that this user may read", path.display()))
+            let path = path.to_string_lossy();
+            // The secret itself, where a file's name should stand.
+            let shown = if path.contains([':', '=', '@']) { "…" } else { &path };
+            ConfigError(format!("{file}={shown}: {error}; name a file that this user may read"))
         })?),
         (None, None) => None,
     };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -65,13 +65,27 @@ fn options(settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
     pairs
         .enumerate()
         .map(|(index, pair)| match pair.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => {
+            // What does not look like a key may be a piece of a password with a comma in it.
+            Some((key, value))
+                if !key.trim().is_empty()
+                    && key
+                        .trim()
+                        .bytes()
+                        .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_')) =>
+            {
                 Ok((key.trim().to_owned(), value.trim().to_owned()))
             }
             _ => Err(ConfigError(format!("SECKILL_KAFKA_OPTIONS: number {} is not key=value", index + 1))),
         })
         .collect()
 }
+
+/// Why an option may be refused that others take.
+const WITHOUT_TLS: &str = if cfg!(feature = "tls") {
+    ""
+} else {
+    "; for TLS or SCRAM build with `--features tls`, or use the Docker image"
+};
 
 /// librdkafka's refusal without the value it refuses.
 fn refused(error: &KafkaError) -> ConfigError {
@@ -80,9 +94,11 @@ fn refused(error: &KafkaError) -> ConfigError {
             ConfigError("SECKILL_KAFKA_BROKERS: give host:port,host:port".to_owned())
         }
         KafkaError::ClientConfig(_, _, key, _) => ConfigError(format!(
-            "SECKILL_KAFKA_OPTIONS: librdkafka does not take {key} with this value (TLS needs a build with `--features tls`)"
+            "SECKILL_KAFKA_OPTIONS: librdkafka does not take {key} with this value{WITHOUT_TLS}"
         )),
-        _ => ConfigError("SECKILL_KAFKA_OPTIONS: librdkafka does not take these together".to_owned()),
+        _ => ConfigError(format!(
+            "SECKILL_KAFKA_OPTIONS: librdkafka does not take these together{WITHOUT_TLS}"
+        )),
     }
 }
 
@@ -100,7 +116,18 @@ where
 
 /// A context whose client tells of its troubles through results only.
 #[derive(Debug, Clone, Default)]
-pub struct Quiet;
+pub struct Quiet {
+    /// The last refusal of a certificate or a password.
+    refusal: Arc<Mutex<Option<String>>>,
+}
+
+impl Quiet {
+    /// The client's error, with the refusal that led to it: by itself it is a time-out.
+    fn away(&self, error: KafkaError) -> ReaderError {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        refusal.map_or_else(|| away(error), ReaderError::Away)
+    }
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -111,10 +138,24 @@ impl ClientContext for Quiet {
 
     fn error(&self, error: KafkaError, reason: &str) {
         log::debug!("librdkafka: {error}: {reason}");
+        if let Some(refusal) = refusal(&error, reason) {
+            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+        }
     }
 }
 
 impl ConsumerContext for Quiet {}
+
+/// Why a broker and a client do not trust one another, if that is what the client says: the other
+/// troubles pass, this one an operator must mend.
+#[must_use]
+pub fn refusal(error: &KafkaError, reason: &str) -> Option<String> {
+    let untrusted =
+        matches!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::SSL | RDKafkaErrorCode::Authentication));
+    // How long it took, and what was suppressed, differs each time.
+    let (reason, _) = reason.split_once(" (after ").unwrap_or((reason, ""));
+    untrusted.then(|| format!("{reason} (SECKILL_KAFKA_OPTIONS)"))
+}
 
 /// Passes a line of librdkafka's on. That a broker cannot be reached, or does not answer, is a
 /// debug line: whoever waits for it says so once, and librdkafka would every few seconds.
@@ -156,7 +197,7 @@ pub async fn ensure_topic(settings: &Settings) -> Result<(), ReaderError> {
         wanted = wanted.set("min.insync.replicas", "2");
     }
     let admin: Apart<AdminClient<Quiet>> = client(settings)
-        .and_then(|config| create(&config, Quiet))
+        .and_then(|config| create(&config, Quiet::default()))
         .map(Apart::new)
         .map_err(|error| ReaderError::Foreign(error.0))?;
     let options =
@@ -193,7 +234,7 @@ impl Watermarks {
         let mut config = client(settings)?;
         // To look is not to make.
         config.set("allow.auto.create.topics", "false");
-        Ok(Self { client: Arc::new(Apart::new(create(&config, Quiet)?)) })
+        Ok(Self { client: Arc::new(Apart::new(create(&config, Quiet::default())?)) })
     }
 
     /// The end of every partition: the offset of the next message to come.
@@ -216,7 +257,10 @@ impl Watermarks {
         let topic = topic.to_owned();
         blocking(move || {
             serve(&client);
-            let metadata = client.fetch_metadata(Some(&topic), ANSWER_WITHIN).map_err(away)?;
+            let metadata = client.fetch_metadata(Some(&topic), ANSWER_WITHIN).map_err(|error| {
+                serve(&client);
+                client.context().away(error)
+            })?;
             let found = metadata.topics().iter().find(|found| found.name() == topic);
             let partitions: Vec<i32> = found
                 .into_iter()
@@ -275,7 +319,7 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
-/// Takes the client's log lines off its queue, which nobody else reads.
+/// Takes the client's errors and log lines off its queue, which nobody else reads.
 fn serve(client: &BaseConsumer<Quiet>) {
     while client.poll(Duration::ZERO).is_some() {}
 }

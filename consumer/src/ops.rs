@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
-use actix_web::http::header::ContentType;
-use actix_web::middleware::{Next, from_fn};
+use actix_web::http::header::{self, ContentType};
+use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, Error, HttpResponse, web};
 use prometheus::{Encoder, Registry, TextEncoder};
 
@@ -33,6 +33,11 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
         App::new()
             .app_data(ops.clone())
             .wrap(from_fn(limited))
+            .wrap(
+                DefaultHeaders::new()
+                    .add((header::CACHE_CONTROL, "no-store"))
+                    .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff")),
+            )
             .route("/livez", web::get().to(livez))
             .route("/readyz", web::get().to(readyz))
             .route("/metrics", web::get().to(metrics))

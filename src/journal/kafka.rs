@@ -267,7 +267,10 @@ impl Health {
 
 impl ClientContext for Acknowledger {
     fn error(&self, error: KafkaError, reason: &str) {
-        log::debug!("kafka: {error}: {reason}");
+        match client::refusal(&error, reason) {
+            Some(why) => log::warn!("kafka refuses: {why}"),
+            None => log::debug!("kafka: {error}: {reason}"),
+        }
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
             self.health.reachable.store(false, Ordering::Release);
         }

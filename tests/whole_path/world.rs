@@ -62,6 +62,8 @@ pub struct Servers {
     pub topic: String,
     pub group: String,
     pub database: String,
+    /// Where the check of the books reads the topic.
+    pub brokers: String,
     pub env: Env,
 }
 
@@ -89,15 +91,22 @@ impl Servers {
         let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let topic = format!("test-{name}");
         let group = format!("test-{name}");
+        let brokers = shared("SECKILL_KAFKA_BROKERS");
         let database = format!("{server}/seckill_test_{name}");
         let env = vec![
             set("SECKILL_REDIS_URL", &format!("redis://127.0.0.1:{redis_port}/0")),
-            set("SECKILL_KAFKA_BROKERS", &shared("SECKILL_KAFKA_BROKERS")),
+            set("SECKILL_KAFKA_BROKERS", &brokers),
             set("SECKILL_DATABASE_URL", &database),
             set("SECKILL_KAFKA_TOPIC", &topic),
             set("SECKILL_KAFKA_GROUP", &group),
         ];
-        Self { folder, redis: None, redis_port, topic, group, database, env }
+        Self { folder, redis: None, redis_port, topic, group, database, brokers, env }
+    }
+
+    /// Gives a setting another value.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.env.retain(|(set, _)| set != name);
+        self.env.push((name.to_owned(), value.to_owned()));
     }
 
     pub async fn start_redis(&mut self) {
@@ -143,8 +152,13 @@ impl Servers {
     }
 
     pub fn consumer(&self) -> Process {
+        self.consumer_at(&format!("127.0.0.1:{}", free_port()))
+    }
+
+    /// A consumer with its ops there.
+    pub fn consumer_at(&self, ops: &str) -> Process {
         let mut env = self.env.clone();
-        env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
+        env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), ops.to_owned()));
         Process::start(
             "consumer",
             command("consumer", &env, &[], self.folder.path()),
@@ -169,7 +183,7 @@ impl Servers {
 
     /// Everything in the topic, read from its start.
     pub async fn messages(&self) -> Vec<Vec<u8>> {
-        let (topic, brokers) = (self.topic.clone(), shared("SECKILL_KAFKA_BROKERS"));
+        let (topic, brokers) = (self.topic.clone(), self.brokers.clone());
         tokio::task::spawn_blocking(move || read_all(&topic, &brokers)).await.unwrap()
     }
 

@@ -67,7 +67,10 @@ impl ClientContext for Context {
     fn stats(&self, _: Statistics) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        log::debug!("librdkafka: {error}: {reason}");
+        match kafka::refusal(&error, reason) {
+            Some(why) => log::warn!("kafka refuses: {why}"),
+            None => log::debug!("librdkafka: {error}: {reason}"),
+        }
     }
 }
 

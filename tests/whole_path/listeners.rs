@@ -1,0 +1,90 @@
+//! Two listeners: what each answers, and with which headers.
+
+use reqwest::{Method, Response};
+
+use crate::buyers::client;
+use crate::world::Embedded;
+
+async fn ask(method: &str, url: &str, headers: &[(&str, &str)]) -> Response {
+    let mut request = client().request(Method::from_bytes(method.as_bytes()).unwrap(), url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.send().await.unwrap()
+}
+
+fn header<'r>(response: &'r Response, name: &str) -> &'r str {
+    response.headers().get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
+}
+
+/// A request, the status it gets, and what may be kept of the answer.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16, &'a str);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_and_paths() {
+    let embedded = Embedded::new(1);
+    let node = embedded.node(&[]).await;
+    let order = "/seckill/orders/01a1fdcb-4457-7032-a10e-ed8e0c8bf887";
+    let cases: [Case; 21] = [
+        ("GET", "/", &[], 200, "no-cache"),
+        ("HEAD", "/", &[], 200, "no-cache"),
+        ("GET", "/app.js", &[], 200, "no-cache"),
+        ("GET", "/style.css", &[], 200, "no-cache"),
+        ("GET", "/favicon.svg", &[], 200, "no-cache"),
+        ("POST", "/", &[], 405, "no-store"),
+        ("GET", "/seckill/getCount", &[], 200, "public, max-age=1"),
+        ("GET", "/seckill/getCount?item=NO!", &[], 400, "no-store"),
+        ("GET", "/seckill/getCount?item=a&item=b", &[], 400, "no-store"),
+        ("POST", "/seckill/getCount", &[], 405, "no-store"),
+        ("POST", "/seckill/seckill", &[("Idempotency-Key", "a")], 200, "no-store"),
+        ("POST", "/seckill/seckill", &[("Idempotency-Key", "b")], 200, "no-store"),
+        ("POST", "/seckill/seckill?item=other", &[], 404, "no-store"),
+        ("POST", "/seckill/seckill", &[("Idempotency-Key", "")], 400, "no-store"),
+        ("GET", "/seckill/seckill", &[], 405, "no-store"),
+        ("GET", order, &[], 404, "no-store"),
+        ("GET", "/seckill/orders/none", &[], 404, "no-store"),
+        ("OPTIONS", "/seckill/seckill", &[("Origin", "http://elsewhere.example")], 405, "no-store"),
+        // What ops may ask is asked elsewhere.
+        ("GET", "/metrics", &[], 404, "no-store"),
+        ("GET", "/livez", &[], 404, "no-store"),
+        ("GET", "/readyz", &[("Host", &node.ops["http://".len()..])], 404, "no-store"),
+    ];
+    let mut told = Vec::new();
+    for (method, path, headers, status, kept) in cases {
+        let response = ask(method, &format!("{}{path}", node.url), headers).await;
+        let about = format!("{method} {path} {headers:?}");
+        assert_eq!(response.status().as_u16(), status, "{about}");
+        assert_eq!(header(&response, "cache-control"), kept, "{about}");
+        assert_eq!(header(&response, "x-content-type-options"), "nosniff", "{about}");
+        assert_eq!(header(&response, "referrer-policy"), "no-referrer", "{about}");
+        let policy = header(&response, "content-security-policy");
+        for part in ["default-src 'self'", "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"]
+        {
+            assert!(policy.contains(part), "{about}: {policy}");
+        }
+        assert!(!policy.contains("unsafe"), "{about}: {policy}");
+        // No other site's script may read an answer, and nothing says what serves it.
+        assert_eq!(header(&response, "access-control-allow-origin"), "", "{about}");
+        assert_eq!(header(&response, "server"), "", "{about}");
+        if path == "/seckill/seckill" && status == 200 {
+            told.extend(
+                response.json::<serde_json::Value>().await.unwrap()["order"].as_str().map(str::to_owned),
+            );
+        }
+    }
+    // And the other way round: nothing is sold to who asks the ops listener.
+    for (method, path) in
+        [("POST", "/seckill/seckill"), ("GET", "/seckill/getCount"), ("GET", order), ("GET", "/")]
+    {
+        let response = ask(method, &format!("{}{path}", node.ops), &[]).await;
+        assert_eq!(response.status().as_u16(), 404, "{path} on the ops listener");
+    }
+    for path in ["/livez", "/readyz", "/metrics"] {
+        let response = ask("GET", &format!("{}{path}", node.ops), &[]).await;
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        assert_eq!(header(&response, "cache-control"), "no-store", "{path}");
+        assert_eq!(header(&response, "x-content-type-options"), "nosniff", "{path}");
+    }
+    assert_eq!(told.len(), 1);
+    embedded.balance(&told, 1).await;
+}
