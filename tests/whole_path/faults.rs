@@ -4,18 +4,23 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::buyers::{Answer, buy, client, count, crowd, told};
 use crate::process::until;
 use crate::world::{Node, Servers, get, ready};
 
-static TURN: Mutex<()> = Mutex::const_new(());
+static TURN: RwLock<()> = RwLock::const_new(());
 
 /// A shared server that is put back to work however the test ends.
-struct Shared<'a> {
+pub struct Shared {
     name: &'static str,
-    _turn: MutexGuard<'a, ()>,
+    _turn: RwLockWriteGuard<'static, ()>,
+}
+
+/// As long as this is held, no test stops a shared server.
+pub async fn undisturbed() -> RwLockReadGuard<'static, ()> {
+    TURN.read().await
 }
 
 fn script(args: &[&str]) {
@@ -24,17 +29,17 @@ fn script(args: &[&str]) {
     assert!(done.status.success(), "scripts/servers {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-impl Shared<'_> {
-    async fn take(name: &'static str) -> Self {
-        Shared { name, _turn: TURN.lock().await }
+impl Shared {
+    pub async fn take(name: &'static str) -> Self {
+        Shared { name, _turn: TURN.write().await }
     }
 
-    fn is(&self, verb: &str) {
+    pub fn is(&self, verb: &str) {
         script(&[verb, self.name]);
     }
 }
 
-impl Drop for Shared<'_> {
+impl Drop for Shared {
     fn drop(&mut self) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
         for verb in ["resume", "start"] {

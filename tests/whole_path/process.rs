@@ -48,6 +48,11 @@ impl Process {
         Self { child, name: name.to_owned(), log: log.to_owned() }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by name.
     pub fn signal(&self, signal: &str) {
         let sent = Command::new("kill")
