@@ -50,7 +50,7 @@ impl Books {
     }
 
     /// Serials that are neither recorded nor written off.
-    fn missing(&self) -> i64 {
+    pub fn missing(&self) -> i64 {
         let mut highest: HashMap<(&str, Uuid), i64> = HashMap::new();
         for row in &self.rows {
             let top = highest.entry((&row.item, row.epoch)).or_default();
@@ -145,5 +145,74 @@ impl Comparison {
             wrong.push(format!("{} serials are missing", books.missing()));
         }
         Self { told: told.len(), recorded: books.rows.len(), lost, doubled, wrong }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::load::Said;
+
+    fn order(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    fn row(number: u128, serial: i64) -> Row {
+        let item = "counter".to_owned();
+        Row { order: order(number), item, epoch: Uuid::nil(), serial, attempt: None }
+    }
+
+    fn said(attempt: &str, code: &str, number: u128) -> Said {
+        let now = Instant::now();
+        let (attempt, code, order) = (attempt.to_owned(), code.to_owned(), Some(order(number)));
+        Said { attempt, keyed: true, code, order, sent: now, heard: now }
+    }
+
+    fn books(rows: &[Row]) -> Books {
+        Books { rows: rows.to_vec(), journal: rows.iter().map(|row| row.order).collect(), ..Books::default() }
+    }
+
+    fn compare(books: &Books, said: &[Said]) -> (usize, usize, usize) {
+        let heard = Heard { said: said.to_vec(), silence: Duration::ZERO };
+        let found = Comparison::new(books, &heard, &[], &[order(9)]);
+        (found.lost.len(), found.doubled.len(), found.wrong.len())
+    }
+
+    /// Each fault is seen: a check that finds nothing proves nothing.
+    #[test]
+    fn every_fault_is_seen() {
+        let whole = books(&[row(1, 1), row(2, 2)]);
+        // A `pending` whose order did not come about, and another instead of it, is no fault.
+        let buyers = [said("a", "pending", 3), said("a", "success", 1), said("b", "success", 2)];
+        assert_eq!(compare(&whole, &buyers), (0, 0, 0));
+
+        assert_eq!(compare(&whole, &[said("a", "success", 3)]), (1, 0, 0), "told and not recorded");
+        let two = [said("a", "success", 1), said("a", "success", 2)];
+        assert_eq!(compare(&whole, &two), (0, 2, 0), "two orders for one attempt");
+        let shared = [said("a", "success", 1), said("b", "success", 1)];
+        assert_eq!(compare(&whole, &shared), (0, 1, 0), "one order for two");
+        let twice = [said("a", "pending", 1), said("a", "success", 2)];
+        assert_eq!(compare(&whole, &twice), (0, 1, 0), "both of an attempt's orders recorded");
+        assert_eq!(compare(&books(&[row(1, 1), row(2, 1)]), &[]), (0, 1, 1), "one unit, two orders");
+        let mut again = [row(1, 1), row(2, 2)];
+        again.iter_mut().for_each(|row| row.attempt = Some("k:a".to_owned()));
+        assert_eq!(compare(&books(&again), &[]), (0, 1, 0), "one attempt, two rows");
+        assert_eq!(compare(&books(&[row(1, 1), row(2, 3)]), &[]), (0, 0, 1), "a serial is missing");
+        assert_eq!(compare(&books(&[row(9, 1)]), &[]), (0, 0, 1), "said to be gone, and recorded");
+        let mut only_sent = books(&[row(1, 1)]);
+        only_sent.journal.insert(order(2));
+        assert_eq!(compare(&only_sent, &[]), (0, 0, 1), "in the journal alone");
+        let mut only_recorded = books(&[row(1, 1)]);
+        only_recorded.journal.clear();
+        assert_eq!(compare(&only_recorded, &[]), (0, 0, 1), "in the ledger alone");
+        let mut conflict = books(&[row(1, 1)]);
+        conflict.conflicts.push((order(2), "unit".to_owned()));
+        assert_eq!(compare(&conflict, &[]), (0, 0, 1), "a conflict");
+        let mut late = books(&[row(1, 1)]);
+        late.conflicts.push((order(2), "late".to_owned()));
+        assert_eq!(compare(&late, &[]), (0, 0, 0), "told to nobody");
+        assert_eq!(compare(&late, &[said("a", "success", 2)]), (1, 0, 1), "late, and told");
     }
 }
