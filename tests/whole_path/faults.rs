@@ -1,21 +1,26 @@
-//! What is promised while a server is away. These stop the shared Kafka and MariaDB, so they
-//! take turns, and scripts/test runs them apart from the others.
+//! What is promised while a server is away, step by step; under load it is in `breaks.rs`. Whoever
+//! stops the shared Kafka or MariaDB does it alone, and scripts/test runs these apart from the others.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::buyers::{Answer, buy, client, count, crowd, told};
+use crate::buyers::{buy, client, count, crowd, told};
 use crate::process::until;
 use crate::world::{Node, Servers, get, ready};
 
-static TURN: Mutex<()> = Mutex::const_new(());
+static TURN: RwLock<()> = RwLock::const_new(());
 
 /// A shared server that is put back to work however the test ends.
-struct Shared<'a> {
+pub struct Shared {
     name: &'static str,
-    _turn: MutexGuard<'a, ()>,
+    _turn: RwLockWriteGuard<'static, ()>,
+}
+
+/// As long as this is held, no test stops a shared server.
+pub async fn undisturbed() -> RwLockReadGuard<'static, ()> {
+    TURN.read().await
 }
 
 fn script(args: &[&str]) {
@@ -24,37 +29,23 @@ fn script(args: &[&str]) {
     assert!(done.status.success(), "scripts/servers {args:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-impl Shared<'_> {
-    async fn take(name: &'static str) -> Self {
-        Shared { name, _turn: TURN.lock().await }
+impl Shared {
+    pub async fn take(name: &'static str) -> Self {
+        Shared { name, _turn: TURN.write().await }
     }
 
-    fn is(&self, verb: &str) {
+    pub fn is(&self, verb: &str) {
         script(&[verb, self.name]);
     }
 }
 
-impl Drop for Shared<'_> {
+impl Drop for Shared {
     fn drop(&mut self) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/servers");
         for verb in ["resume", "start"] {
             let _ = Command::new(script).args([verb, self.name]).output();
         }
     }
-}
-
-/// Buyers who come one after another, until told to stop.
-fn stream(url: String) -> (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<Vec<Answer>>) {
-    let (stop, mut stopped) = tokio::sync::oneshot::channel();
-    let buyers = tokio::spawn(async move {
-        let mut answers = Vec::new();
-        while stopped.try_recv().is_err() {
-            answers.extend(crowd(std::slice::from_ref(&url), 10, 10, false).await);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        answers
-    });
-    (stop, buyers)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,39 +98,8 @@ async fn killed_between_take_and_acknowledgement() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kafka_away_for_ten_seconds() {
-    let kafka = Shared::take("kafka").await;
-    let servers = Servers::start().await;
-    let _consumer = servers.consumer();
-    let node = servers.ready_node(&[]).await;
-    servers.redis::<()>(&["SET", "counter", "100000"]).await;
-    node.reaches("open", Duration::from_secs(2)).await;
-    let (stop, buyers) = stream(node.buy_url());
-    kafka.is("stop");
-    node.reaches("unavailable", Duration::from_secs(5)).await;
-    let away = Instant::now();
-    let refused = buy(&client(), &node.buy_url(), None).await;
-    assert_eq!((refused.status.unwrap().as_u16(), refused.code.as_str()), (503, "unavailable"));
-    assert!(!ready(&node.ops).await);
-    tokio::time::sleep(Duration::from_secs(10).saturating_sub(away.elapsed())).await;
-    kafka.is("start");
-    node.reaches("open", Duration::from_secs(10)).await;
-    let more = crowd(&[node.buy_url()], 50, 10, false).await;
-    assert_eq!(count(&more, "success"), 50);
-    stop.send(()).unwrap();
-    let mut answers = buyers.await.unwrap();
-    answers.extend(more);
-    assert_eq!(count(&answers, "sold_out"), 0, "an outage is never sold out");
-    until("the outbox is empty", Duration::from_secs(60), async || {
-        servers.redis::<i64>(&["HLEN", "{counter}:outbox"]).await == 0
-    })
-    .await;
-    let left: usize = servers.redis(&["GET", "counter"]).await;
-    servers.balance(&told(&answers), 100_000 - left).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn redis_away() {
+    let _turn = undisturbed().await;
     let mut servers = Servers::start().await;
     let _consumer = servers.consumer();
     let node = servers.ready_node(&[]).await;
@@ -183,32 +143,6 @@ async fn redis_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mariadb_away() {
-    let mariadb = Shared::take("mariadb").await;
-    let servers = Servers::start().await;
-    let mut consumer = servers.consumer();
-    let node = servers.ready_node(&[]).await;
-    servers.redis::<()>(&["SET", "counter", "1000"]).await;
-    node.reaches("open", Duration::from_secs(2)).await;
-    let mut answers = crowd(&[node.buy_url()], 100, 20, false).await;
-    servers.rows_reach(1, Duration::from_secs(20)).await;
-    mariadb.is("kill");
-    answers.extend(crowd(&[node.buy_url()], 400, 50, false).await);
-    assert_eq!(count(&answers, "success"), 500, "the sale goes on");
-    let order = told(&answers).pop().unwrap();
-    assert_ne!(
-        get(&format!("{}/seckill/orders/{order}", node.url)).await.0,
-        404,
-        "nobody can say that it is not there"
-    );
-    assert!(ready(&node.ops).await);
-    assert_eq!(servers.operate(&["audit"]).status.code(), Some(69));
-    assert!(consumer.running());
-    mariadb.is("start");
-    servers.balance(&told(&answers), 500).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn servers_started_last() {
     let kafka = Shared::take("kafka").await;
     kafka.is("stop");
@@ -234,90 +168,10 @@ async fn servers_started_last() {
     servers.balance(&told(&answers), 10).await;
 }
 
-/// A restarted Redis is not believed until the books were seen to be complete; then the sale
-/// opens by itself.
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_restarted() {
-    let mut servers = Servers::start().await;
-    let _consumer = servers.consumer();
-    let (node, other) = (servers.ready_node(&[]).await, servers.ready_node(&[]).await);
-    servers.redis::<()>(&["SET", "counter", "1000"]).await;
-    node.reaches("open", Duration::from_secs(2)).await;
-    let (stop, buyers) = stream(node.buy_url());
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    servers.redis.take().unwrap().kill();
-    servers.start_redis().await;
-    node.reaches("unavailable", Duration::from_secs(2)).await;
-    node.reaches("open", Duration::from_secs(15)).await;
-    other.reaches("open", Duration::from_secs(2)).await;
-    let more = crowd(&[node.buy_url(), other.buy_url()], 20, 10, true).await;
-    assert_eq!(count(&more, "success"), 20, "{more:?}");
-    stop.send(()).unwrap();
-    let mut answers = buyers.await.unwrap();
-    answers.extend(more);
-    until("the outbox is empty", Duration::from_secs(60), async || {
-        servers.redis::<i64>(&["HLEN", "{counter}:outbox"]).await == 0
-    })
-    .await;
-    let left: usize = servers.redis(&["GET", "counter"]).await;
-    servers.balance(&told(&answers), 1000 - left).await;
-}
-
-/// A Redis that lost its tail sells nothing twice: it stays shut until `restore`.
-#[tokio::test(flavor = "multi_thread")]
-async fn redis_rolled_back_and_restored() {
-    let mut servers = Servers::start().await;
-    let _consumer = servers.consumer();
-    let node = servers.ready_node(&[]).await;
-    servers.redis::<()>(&["SET", "counter", "30"]).await;
-    node.reaches("open", Duration::from_secs(2)).await;
-    let before = crowd(&[node.buy_url()], 5, 5, false).await;
-    servers.rows_reach(5, Duration::from_secs(20)).await;
-    let aof = servers.folder.path().join("appendonlydir");
-    let saved = servers.folder.path().join("saved");
-    assert!(Command::new("cp").arg("-r").args([&aof, &saved]).status().unwrap().success());
-    let after = crowd(&[node.buy_url()], 8, 8, true).await;
-    assert_eq!(count(&after, "success"), 8);
-    servers.rows_reach(13, Duration::from_secs(20)).await;
-    servers.redis.take().unwrap().kill();
-    std::fs::remove_dir_all(&aof).unwrap();
-    std::fs::rename(&saved, &aof).unwrap();
-    servers.start_redis().await;
-
-    until("it is seen to be incomplete", Duration::from_secs(20), async || {
-        node.process.log().contains("seckill restore --item counter")
-    })
-    .await;
-    assert_eq!(node.state().await, "unavailable");
-    let refused = crowd(&[node.buy_url()], 20, 10, true).await;
-    assert_eq!(count(&refused, "unavailable"), 20, "neither success nor sold out: {refused:?}");
-    assert!(!ready(&node.ops).await);
-    let shown = servers.operate(&["restore"]);
-    assert!(String::from_utf8(shown.stdout).unwrap().contains("would be opened with serial 13"));
-    assert_eq!(node.state().await, "unavailable", "nothing was changed");
-    let done = servers.operate(&["restore", "--yes"]);
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    assert!(String::from_utf8(done.stdout).unwrap().contains("(0 of them void) and 17 left"));
-    node.reaches("open", Duration::from_secs(2)).await;
-    let again = servers.operate(&["restore", "--yes"]);
-    assert!(again.status.success() && String::from_utf8(again.stdout).unwrap().contains("nothing to do"));
-
-    // The winners are known, also those whom Redis had forgotten.
-    for (number, won) in after.iter().enumerate() {
-        let same = buy(&client(), &node.buy_url(), Some(&format!("buyer-{number}"))).await;
-        assert_eq!(same.order, won.order);
-    }
-    let rest = crowd(&[node.buy_url()], 30, 10, false).await;
-    assert_eq!((count(&rest, "success"), count(&rest, "sold_out")), (17, 13));
-    let mut orders = told(&before);
-    orders.extend(told(&after));
-    orders.extend(told(&rest));
-    servers.balance(&orders, 30).await;
-}
-
 /// An emptied Redis is not refilled by itself; `restore` has what ledger and journal know.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_wiped_and_restored() {
+    let _turn = undisturbed().await;
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
     let node = servers.ready_node(&[]).await;
@@ -346,6 +200,7 @@ async fn redis_wiped_and_restored() {
 /// that must fail: whoever opens it, what is told afterwards is recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_restarted_while_the_ledger_is_behind() {
+    let _turn = undisturbed().await;
     let mut servers = Servers::start().await;
     let (node, other) = (servers.ready_node(&[]).await, servers.ready_node(&[]).await);
     servers.redis::<()>(&["SET", "counter", "100"]).await;
@@ -381,6 +236,7 @@ async fn redis_restarted_while_the_ledger_is_behind() {
 /// An item that an operator took off sale is not put back by a restore.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_healthy_and_restored() {
+    let _turn = undisturbed().await;
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
     let node = servers.ready_node(&[]).await;

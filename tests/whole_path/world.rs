@@ -1,6 +1,5 @@
 //! A world for one test, in a folder and on ports of its own, and the check of its books.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use sqlx::{Connection as _, Row as _};
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use crate::books::{Books, Row};
 use crate::process::{Env, Process, command, free_port, output, until};
 
 /// A service under test.
@@ -67,7 +67,8 @@ pub struct Servers {
     pub env: Env,
 }
 
-fn shared(variable: &str) -> String {
+/// The value of a variable of `scripts/servers env`.
+pub fn shared(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
         panic!("{variable} is not set: run `scripts/servers up` and `eval \"$(scripts/servers env)\"`, or scripts/test")
     })
@@ -152,13 +153,19 @@ impl Servers {
     }
 
     pub fn consumer(&self) -> Process {
-        self.consumer_at(&format!("127.0.0.1:{}", free_port()))
+        self.consumer_with(&[])
     }
 
     /// A consumer with its ops there.
     pub fn consumer_at(&self, ops: &str) -> Process {
+        self.consumer_with(&[("SECKILL_CONSUMER_OPS_LISTEN", ops)])
+    }
+
+    /// A consumer with settings of its own.
+    pub fn consumer_with(&self, more: &[(&str, &str)]) -> Process {
         let mut env = self.env.clone();
-        env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), ops.to_owned()));
+        env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Process::start(
             "consumer",
             command("consumer", &env, &[], self.folder.path()),
@@ -194,7 +201,6 @@ impl Servers {
     /// The check of the books, from outside and by `audit`: every order told is recorded, no
     /// unit twice, none missing, exactly `sold` rows, and every row has its message.
     pub async fn balance(&self, told: &[String], sold: usize) {
-        crate::buyers::all_different(told);
         until("the outbox is settled and the ledger has caught up", Duration::from_secs(60), async || {
             let audit: Value =
                 serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
@@ -204,52 +210,52 @@ impl Servers {
                 })
         })
         .await;
-        let pool = self.pool().await;
-        let rows =
-            sqlx::query("select order_id, item, epoch, serial from seckill").fetch_all(&pool).await.unwrap();
-        check(
-            rows.iter()
-                .map(|row| (uuid(row, 0), row.get::<Vec<u8>, _>(1), uuid(row, 2), row.get::<i64, _>(3))),
-            told,
-            sold,
-        );
-        let conflicts: i64 =
-            sqlx::query_scalar("select count(*) from seckill_conflict").fetch_one(&pool).await.unwrap();
-        assert_eq!(conflicts, 0, "rows in seckill_conflict");
-        let sent: HashSet<Uuid> = self
-            .messages()
-            .await
-            .iter()
-            .filter_map(|value| Sale::from_json(value).ok())
-            .map(|sale| sale.order)
-            .collect();
-        assert_eq!(sent.len(), sold, "different orders in the topic");
+        self.books().await.check(told, sold);
         assert_balanced(&self.operate(&["audit"]));
     }
+
+    /// What stands in table and topic.
+    pub async fn books(&self) -> Books {
+        let pool = self.pool().await;
+        let rows = sqlx::query("select order_id, item, epoch, serial, attempt from seckill");
+        let rows = rows.fetch_all(&pool).await.unwrap();
+        let conflicts = sqlx::query("select order_id, reason from seckill_conflict");
+        let conflicts = conflicts.fetch_all(&pool).await.unwrap();
+        let void: i64 =
+            sqlx::query_scalar("select count(*) from seckill_void").fetch_one(&pool).await.unwrap();
+        let sales = self.messages().await;
+        Books {
+            rows: rows
+                .iter()
+                .map(|row| Row {
+                    order: uuid(row, 0),
+                    item: text(row, 1).unwrap(),
+                    epoch: uuid(row, 2),
+                    serial: row.get(3),
+                    attempt: text(row, 4),
+                })
+                .collect(),
+            conflicts: conflicts.iter().map(|row| (uuid(row, 0), text(row, 1).unwrap())).collect(),
+            void: usize::try_from(void).unwrap(),
+            journal: sales
+                .iter()
+                .filter_map(|value| Sale::from_json(value).ok())
+                .map(|sale| sale.order)
+                .collect(),
+        }
+    }
+}
+
+/// A column, whether its type is text or bytes.
+fn text(row: &sqlx::mysql::MySqlRow, column: usize) -> Option<String> {
+    let bytes: Option<Vec<u8>> = row.get_unchecked(column);
+    bytes.map(|bytes| String::from_utf8(bytes).unwrap())
 }
 
 /// An order or epoch, whether the column is text or bytes.
 fn uuid(row: &sqlx::mysql::MySqlRow, column: usize) -> Uuid {
     let bytes: Vec<u8> = row.get_unchecked(column);
     Uuid::from_slice(&bytes).or_else(|_| Uuid::try_parse_ascii(&bytes)).unwrap()
-}
-
-/// Told ⊆ recorded; one order a unit; no serial missing; exactly `sold`.
-pub fn check(rows: impl Iterator<Item = (Uuid, Vec<u8>, Uuid, i64)>, told: &[String], sold: usize) {
-    let (mut orders, mut units, mut highest) =
-        (HashSet::new(), HashSet::new(), std::collections::HashMap::new());
-    for (order, item, epoch, serial) in rows {
-        assert!(orders.insert(order), "order {order} is recorded twice");
-        assert!(units.insert((item.clone(), epoch, serial)), "unit {serial} of {epoch} is recorded twice");
-        let top = highest.entry((item, epoch)).or_insert(0);
-        *top = serial.max(*top);
-    }
-    for order in told {
-        assert!(orders.contains(&order.parse().unwrap()), "order {order} was told and is not recorded");
-    }
-    assert_eq!(orders.len(), sold, "rows in the ledger");
-    let expected: i64 = highest.values().sum();
-    assert_eq!(units.len() as i64, expected, "a serial is missing");
 }
 
 pub fn assert_balanced(audit: &std::process::Output) {
@@ -266,21 +272,30 @@ pub async fn ready(ops: &str) -> bool {
 }
 
 fn node(env: &Env, more: &[(&str, &str)], folder: &Path) -> Node {
+    start(listening(env, more), folder)
+}
+
+/// With ports of its own.
+fn listening(env: &Env, more: &[(&str, &str)]) -> Env {
     let (port, ops) = (free_port(), free_port());
     let mut env = env.clone();
     env.push(("SECKILL_LISTEN".into(), format!("127.0.0.1:{port}")));
     env.push(("SECKILL_OPS_LISTEN".into(), format!("127.0.0.1:{ops}")));
     env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    start(env, folder)
+    env
 }
 
 fn start(env: Env, folder: &Path) -> Node {
+    let command = command("seckill", &env, &["serve"], folder);
+    started(env, command, folder)
+}
+
+fn started(env: Env, command: Command, folder: &Path) -> Node {
     let address = |name: &str| {
         env.iter().rev().find(|(set, _)| set == name).map(|(_, address)| format!("http://{address}")).unwrap()
     };
     let (url, ops) = (address("SECKILL_LISTEN"), address("SECKILL_OPS_LISTEN"));
-    let process =
-        Process::start("seckill", command("seckill", &env, &["serve"], folder), &folder.join("seckill.log"));
+    let process = Process::start("seckill", command, &folder.join("seckill.log"));
     Node { process, url, ops, env }
 }
 
@@ -346,6 +361,28 @@ impl Embedded {
         node
     }
 
+    /// A service that is told so when a file would grow beyond its limit, instead of being ended
+    /// by SIGXFSZ: to it that is a disk without room.
+    pub async fn node_with_little_room(&self) -> Node {
+        let env = listening(&self.env, &[]);
+        let plain = command("seckill", &env, &["serve"], self.folder.path());
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
+            .arg(plain.get_program())
+            .args(plain.get_args());
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.current_dir(self.folder.path());
+        let node = started(env, command, self.folder.path());
+        until("the service is ready", Duration::from_secs(10), async || ready(&node.ops).await).await;
+        node
+    }
+
     pub fn operate(&self, args: &[&str]) -> std::process::Output {
         output("seckill", &self.env, args, self.folder.path())
     }
@@ -362,7 +399,6 @@ impl Embedded {
 
     /// The same check as [`Servers::balance`], on the file.
     pub async fn balance(&self, told: &[String], sold: usize) {
-        crate::buyers::all_different(told);
         until("the ledger has caught up", Duration::from_secs(20), async || {
             let audit: Value =
                 serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
@@ -371,27 +407,39 @@ impl Embedded {
                 .is_some_and(|items| items.iter().all(|item| item["recorded"] == item["sold"]))
         })
         .await;
+        self.books().await.check(told, sold);
+        assert_balanced(&self.operate(&["audit"]));
+    }
+
+    /// What stands in the file's ledger and journal.
+    pub async fn books(&self) -> Books {
         let path = self.folder.path().join("sale.db");
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);
         let mut file = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-        let rows = sqlx::query("select order_id, item, epoch, serial from seckill")
-            .fetch_all(&mut file)
-            .await
-            .unwrap();
-        let text = |row: &sqlx::sqlite::SqliteRow, column: usize| row.get::<String, _>(column);
-        check(
-            rows.iter().map(|row| {
-                (
-                    text(row, 0).parse().unwrap(),
-                    text(row, 1).into_bytes(),
-                    text(row, 2).parse().unwrap(),
-                    row.get(3),
-                )
-            }),
-            told,
-            sold,
-        );
-        assert_balanced(&self.operate(&["audit"]));
+        let rows = sqlx::query("select order_id, item, epoch, serial, attempt from seckill");
+        let rows = rows.fetch_all(&mut file).await.unwrap();
+        let conflicts = sqlx::query("select order_id, reason from seckill_conflict");
+        let conflicts = conflicts.fetch_all(&mut file).await.unwrap();
+        let sales = sqlx::query_scalar::<_, String>("select value from journal where kind = 'sale'");
+        let sales = sales.fetch_all(&mut file).await.unwrap();
+        Books {
+            rows: rows
+                .iter()
+                .map(|row| Row {
+                    order: row.get::<String, _>(0).parse().unwrap(),
+                    item: row.get(1),
+                    epoch: row.get::<String, _>(2).parse().unwrap(),
+                    serial: row.get(3),
+                    attempt: row.get(4),
+                })
+                .collect(),
+            conflicts: conflicts
+                .iter()
+                .map(|row| (row.get::<String, _>(0).parse().unwrap(), row.get(1)))
+                .collect(),
+            void: 0,
+            journal: sales.iter().map(|value| Sale::from_json(value.as_bytes()).unwrap().order).collect(),
+        }
     }
 }
 

@@ -41,9 +41,14 @@ const MIGRATE_WITHIN: Duration = Duration::from_secs(60);
 const ISOLATION: &str = "set session transaction isolation level read committed";
 
 /// Strict: a value that does not fit is refused, never cut to fit. A lock is waited for less
-/// long than an answer.
-const SESSION: &str =
-    "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', innodb_lock_wait_timeout = 5";
+/// long than an answer. A program that is frozen in the middle of a transaction holds its locks no
+/// longer than 10 s (the default is 8 hours): then the server ends the connection, and whoever has
+/// its partitions now can post.
+const SESSION: &str = "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
+     innodb_lock_wait_timeout = 5, wait_timeout = 10";
+
+/// Idle connections are given up before the server does it.
+const IDLE_WITHIN: Duration = Duration::from_secs(5);
 
 // MariaDB knows no `for share`.
 statements!(Statements, MySql, failure, " for update", " lock in share mode");
@@ -76,6 +81,7 @@ impl MySqlLedger {
         let pool = MySqlPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_WITHIN)
+            .idle_timeout(IDLE_WITHIN)
             .after_connect(|connection, _| {
                 Box::pin(async move {
                     connection.execute(ISOLATION).await?;

@@ -299,9 +299,10 @@ impl Reader for KafkaReader {
             };
             positions.insert(partition, start);
         }
-        // A pause would outlive the assignment.
-        self.pause(&consumer, false)?;
         let list = self.list(positions.iter().map(|(partition, start)| (*partition, Offset::Offset(*start))));
+        // A pause outlives its assignment: a partition may come back as it was left.
+        consumer.resume(&list).map_err(away)?;
+        self.paused = false;
         consumer.assign(&list).map_err(away)?;
         self.positions = positions;
         self.held.clear();

@@ -1,0 +1,673 @@
+//! One thing breaks while many buyers buy; then it is healed, and the books must be whole. One
+//! routine for every kind of break, so that all of them are held to the same.
+//!
+//! `scripts/faults` runs each many times; docs/faults.md explains what is measured.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard, RwLockReadGuard};
+use tokio::time::sleep_until;
+use uuid::Uuid;
+
+use crate::books::{Books, Comparison};
+use crate::buyers::{buy, client, count, crowd};
+use crate::faults::{Shared, undisturbed};
+use crate::load::{Heard, Load};
+use crate::process::{Env, Process, free_port, until};
+use crate::proxy::{Answers, Proxy};
+use crate::world::{Embedded, Node, Servers, assert_balanced, get, ready, shared};
+
+/// What can be broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Service,
+    Consumer,
+    Kafka,
+    Redis,
+    MariaDb,
+}
+
+/// How.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// SIGKILL, and started again.
+    Kill(Part),
+    /// SIGSTOP, and SIGCONT after longer than any timeout.
+    Stop(Part),
+    /// By the proxy in front of it.
+    Answers(Part, Answers),
+    /// FLUSHALL, and `restore`.
+    RedisWiped,
+    /// Started with an older file, and `restore`.
+    RedisRolledBack,
+    /// Deleted, made again by the service, and healed as the README says.
+    TopicRecreated,
+    /// Under the embedded file.
+    DiskFull,
+}
+
+/// What the buyers must see while it is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meanwhile {
+    /// The sale goes on.
+    Sold,
+    /// Nobody is sold anything, and everybody is told so.
+    Shut(&'static str),
+    /// This or that, as it happens.
+    Either,
+}
+
+macro_rules! kinds {
+    ($($name:ident: $kind:expr;)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                run(&stringify!($name).replace('_', "-"), $kind).await;
+            }
+        )*
+    };
+}
+
+// A take that is answered later than this counts as unknown (`REPLY_WITHIN`: 800 ms); an
+// acknowledgement, as not coming (`STALLED_AFTER`: 800 ms; `TELL_WITHIN`: 2 s).
+const LATE_REDIS: Answers = Answers::Delay(Duration::from_millis(1200));
+const LATE_KAFKA: Answers = Answers::Delay(Duration::from_millis(2500));
+const LATE_MARIADB: Answers = Answers::Delay(Duration::from_millis(2500));
+
+kinds! {
+    kill_service: Kind::Kill(Part::Service);
+    kill_consumer: Kind::Kill(Part::Consumer);
+    kill_kafka: Kind::Kill(Part::Kafka);
+    kill_redis: Kind::Kill(Part::Redis);
+    kill_mariadb: Kind::Kill(Part::MariaDb);
+    stop_service: Kind::Stop(Part::Service);
+    stop_consumer: Kind::Stop(Part::Consumer);
+    stop_kafka: Kind::Stop(Part::Kafka);
+    stop_redis: Kind::Stop(Part::Redis);
+    stop_mariadb: Kind::Stop(Part::MariaDb);
+    cut_redis: Kind::Answers(Part::Redis, Answers::Cut);
+    cut_kafka: Kind::Answers(Part::Kafka, Answers::Cut);
+    cut_mariadb: Kind::Answers(Part::MariaDb, Answers::Cut);
+    delay_redis: Kind::Answers(Part::Redis, LATE_REDIS);
+    delay_kafka: Kind::Answers(Part::Kafka, LATE_KAFKA);
+    delay_mariadb: Kind::Answers(Part::MariaDb, LATE_MARIADB);
+    swallow_redis: Kind::Answers(Part::Redis, Answers::Swallow);
+    swallow_kafka: Kind::Answers(Part::Kafka, Answers::Swallow);
+    swallow_mariadb: Kind::Answers(Part::MariaDb, Answers::Swallow);
+    redis_wiped: Kind::RedisWiped;
+    redis_rolled_back: Kind::RedisRolledBack;
+    topic_recreated: Kind::TopicRecreated;
+    disk_full: Kind::DiskFull;
+}
+
+/// More than any load asks for, so that "sold out" is never true.
+const UNITS: usize = 1_000_000;
+/// Sold before anything breaks, so that it breaks in the middle.
+const SOLD_BEFORE: usize = 300;
+/// Sold between the copy of Redis's file and its loss.
+const SOLD_AND_FORGOTTEN: usize = 200;
+/// Sold after everything is well again.
+const SOLD_AFTER: usize = 200;
+/// Units left for the last check, and buyers who want one.
+const LAST_UNITS: usize = 40;
+const LAST_BUYERS: usize = 60;
+/// Winners who ask once more with their keys.
+const ASKED_AGAIN: usize = 20;
+/// An outage that is noticed at once: 503 within about a second.
+const NOTICED_WITHIN: Duration = Duration::from_secs(5);
+/// From the healing to an open sale: the longest way is that of a restarted Redis, which waits
+/// for a consumer that waits for its database.
+const OPEN_WITHIN: Duration = Duration::from_secs(60);
+/// Until nothing is on its way any more: the outbox's grace of 15 s, twice.
+const RESTS_WITHIN: Duration = Duration::from_secs(60);
+/// A file may have so many bytes while the disk is full: more than the log of the service needs,
+/// less than its database.
+const ROOM: u32 = 64 * 1024;
+
+impl Kind {
+    /// How long it stays broken.
+    fn lasts(self) -> Duration {
+        match self {
+            // Longer than `max.poll.interval.ms`, 60 s: the longest after which anybody gives a
+            // consumer up.
+            Kind::Stop(Part::Consumer) => Duration::from_secs(62),
+            // Longer than `ANSWER_WITHIN` of the ledger, 20 s: the longest that any call waits.
+            Kind::Stop(_) => Duration::from_secs(22),
+            _ => Duration::from_secs(4),
+        }
+    }
+
+    fn meanwhile(self) -> Meanwhile {
+        match self {
+            Kind::Kill(Part::Redis | Part::Kafka) | Kind::Stop(Part::Redis | Part::Kafka) => {
+                Meanwhile::Shut("unavailable")
+            }
+            Kind::Answers(Part::Redis | Part::Kafka, Answers::Swallow) => Meanwhile::Shut("unavailable"),
+            Kind::RedisRolledBack | Kind::DiskFull => Meanwhile::Shut("unavailable"),
+            Kind::RedisWiped => Meanwhile::Shut("not_on_sale"),
+            Kind::Kill(_) | Kind::Stop(_) | Kind::Answers(Part::MariaDb, _) => Meanwhile::Sold,
+            Kind::Answers(..) | Kind::TopicRecreated => Meanwhile::Either,
+        }
+    }
+}
+
+async fn run(name: &str, kind: Kind) {
+    let began = Instant::now();
+    let mut stage = Stage::set(kind).await;
+    let load = Load::start(&stage.urls);
+    load.sells(SOLD_BEFORE).await;
+
+    let broken = Instant::now();
+    stage.break_it(&load).await;
+    stage.meanwhile(&load).await;
+    sleep_until((broken + kind.lasts()).into()).await;
+    stage.before_healing().await;
+    let healing = Instant::now();
+    stage.heal().await;
+    let (order, sold) = load.sells_after(healing, OPEN_WITHIN).await;
+    stage.is_well(order).await;
+    let recorded = Instant::now();
+    load.sells(load.sold() + SOLD_AFTER).await;
+
+    let heard = load.stop().await;
+    stage.rests().await;
+    let left = stage.left().await;
+    let (later, gone) = stage.look_up(&heard.pending()).await;
+    let last = stage.sell_the_last(&heard).await;
+    stage.rests().await;
+
+    let books = stage.books().await;
+    let compared = Comparison::new(&books, &heard, &later, &gone);
+    report(&json!({
+        "kind": name,
+        "attempts": heard.attempts(),
+        "told": compared.told,
+        "recorded": compared.recorded - last,
+        "lost": compared.lost.len(),
+        "doubled": compared.doubled.len(),
+        "silence_s": heard.silence.as_secs_f64(),
+        "heal_s": (sold - healing).as_secs_f64(),
+        "recorded_s": (recorded - healing).as_secs_f64(),
+        "run_s": began.elapsed().as_secs_f64(),
+    }));
+    eprintln!("{name}: {} rows, {} void, heard {}", books.rows.len(), books.void, tally(&heard));
+
+    assert_eq!(heard.count("sold_out"), 0, "units were left");
+    assert_eq!(compared.doubled, Vec::<String>::new());
+    stage.compare(&books, &compared);
+    let accounted = books.rows.len() + books.void + usize::try_from(books.missing()).unwrap();
+    assert_eq!(accounted, UNITS - left + last, "seeded − left");
+}
+
+fn tally(heard: &Heard) -> String {
+    let codes: std::collections::BTreeSet<&str> = heard.said.iter().map(|said| said.code.as_str()).collect();
+    codes.iter().map(|code| format!("{} {code}", heard.count(code))).collect::<Vec<_>>().join(", ")
+}
+
+/// Adds a line to the file that `scripts/faults` names.
+fn report(line: &Value) {
+    if let Some(path) = std::env::var_os("SECKILL_FAULTS_REPORT") {
+        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+        writeln!(file, "{line}").unwrap();
+    }
+}
+
+/// A sale that is about to see something break.
+struct Stage {
+    kind: Kind,
+    nodes: Vec<Node>,
+    /// The settings of the node that was killed.
+    down: Option<Env>,
+    consumers: Vec<Process>,
+    urls: Vec<String>,
+    /// What nodes and consumers are told beside their world's settings.
+    more: Vec<(String, String)>,
+    proxy: Option<Proxy>,
+    world: World,
+    shared: Option<Shared>,
+    _turn: Option<RwLockReadGuard<'static, ()>>,
+    _kafka_proxy: Option<MutexGuard<'static, ()>>,
+}
+
+enum World {
+    Servers(Box<Servers>),
+    Embedded(Embedded),
+}
+
+impl Stage {
+    /// A world with everything running, and units on sale.
+    async fn set(kind: Kind) -> Self {
+        let (mut turn, mut taken) = (None, None);
+        match kind {
+            Kind::Kill(Part::Kafka) | Kind::Stop(Part::Kafka) => taken = Some(Shared::take("kafka").await),
+            Kind::Kill(Part::MariaDb) | Kind::Stop(Part::MariaDb) => {
+                taken = Some(Shared::take("mariadb").await);
+            }
+            _ => turn = Some(undisturbed().await),
+        }
+        let world = match kind {
+            Kind::DiskFull => World::Embedded(Embedded::new(UNITS as u64)),
+            _ => World::Servers(Box::new(Servers::start().await)),
+        };
+        let mut stage = Self {
+            kind,
+            nodes: Vec::new(),
+            down: None,
+            consumers: Vec::new(),
+            urls: Vec::new(),
+            more: Vec::new(),
+            proxy: None,
+            world,
+            shared: taken,
+            _turn: turn,
+            _kafka_proxy: None,
+        };
+        if let Kind::Answers(part, _) = kind {
+            stage.put_a_proxy_before(part).await;
+        }
+        stage.start().await;
+        stage
+    }
+
+    async fn start(&mut self) {
+        let more = self.more.clone();
+        let more: Vec<(&str, &str)> =
+            more.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        match &self.world {
+            World::Servers(servers) => {
+                // One more where one is lost: the other takes its partitions over.
+                let spare = matches!(self.kind, Kind::Kill(Part::Consumer) | Kind::Stop(Part::Consumer));
+                for _ in 0..1 + usize::from(spare) {
+                    self.consumers.push(servers.consumer_with(&more));
+                }
+                for _ in 0..2 {
+                    self.nodes.push(servers.ready_node(&more).await);
+                }
+                servers.redis::<()>(&["SET", "counter", &UNITS.to_string()]).await;
+            }
+            World::Embedded(embedded) => self.nodes.push(embedded.node_with_little_room().await),
+        }
+        for node in &self.nodes {
+            node.reaches("open", NOTICED_WITHIN).await;
+        }
+        self.urls = self.nodes.iter().map(Node::buy_url).collect();
+    }
+
+    /// Nodes and consumers reach this part by a proxy, and nothing else does.
+    async fn put_a_proxy_before(&mut self, part: Part) {
+        let servers = self.servers();
+        let (port, server, setting) = match part {
+            Part::Redis => {
+                let port = free_port();
+                let url = format!("redis://127.0.0.1:{port}/0");
+                (port, format!("127.0.0.1:{}", servers.redis_port), ("SECKILL_REDIS_URL", url))
+            }
+            Part::MariaDb => {
+                let port = free_port();
+                let (login, rest) = servers.database.rsplit_once('@').unwrap();
+                let (server, database) = rest.split_once('/').unwrap();
+                let url = format!("{login}@127.0.0.1:{port}/{database}");
+                (port, server.to_owned(), ("SECKILL_DATABASE_URL", url))
+            }
+            Part::Kafka => {
+                // A broker tells its clients where it is. `scripts/servers` gives Kafka a second
+                // listener, two above its port, and says that it is to be found three above.
+                let brokers = shared("SECKILL_KAFKA_BROKERS");
+                let (host, port) = brokers.split_once(':').unwrap();
+                let port: u16 = port.parse().unwrap();
+                self._kafka_proxy = Some(KAFKA_PROXY.lock().await);
+                let proxied = format!("127.0.0.1:{}", port + 3);
+                (port + 3, format!("{host}:{}", port + 2), ("SECKILL_KAFKA_BROKERS", proxied))
+            }
+            Part::Service | Part::Consumer => unreachable!("no server"),
+        };
+        self.proxy = Some(Proxy::start(port, server).await);
+        self.more.push((setting.0.to_owned(), setting.1));
+    }
+
+    async fn break_it(&mut self, load: &Load) {
+        match self.kind {
+            Kind::Kill(Part::Service) => {
+                let node = self.nodes.remove(0);
+                self.down = Some(node.env());
+                node.process.kill();
+            }
+            Kind::Kill(Part::Consumer) => self.consumers.remove(0).kill(),
+            Kind::Kill(Part::Redis) => self.servers_mut().redis.take().unwrap().kill(),
+            Kind::Kill(Part::Kafka | Part::MariaDb) => self.shared().is("kill"),
+            Kind::Stop(Part::Kafka | Part::MariaDb) => self.shared().is("pause"),
+            Kind::Stop(part) => self.process(part).signal("STOP"),
+            Kind::Answers(_, answers) => self.proxy.as_ref().unwrap().answers(answers),
+            Kind::RedisWiped => self.servers().redis::<()>(&["FLUSHALL"]).await,
+            Kind::RedisRolledBack => {
+                let folder = self.servers().folder.path().to_owned();
+                let (file, copy) = (folder.join("appendonlydir"), folder.join("older"));
+                assert!(Command::new("cp").arg("-r").args([&file, &copy]).status().unwrap().success());
+                load.sells(load.sold() + SOLD_AND_FORGOTTEN).await;
+                self.servers_mut().redis.take().unwrap().kill();
+                std::fs::remove_dir_all(&file).unwrap();
+                std::fs::rename(&copy, &file).unwrap();
+                self.servers_mut().start_redis().await;
+            }
+            Kind::TopicRecreated => {
+                delete(&self.servers().topic).await;
+                let status = self.consumers[0].ended(OPEN_WITHIN).await;
+                let log = self.consumers.remove(0).log();
+                assert!(!status.success() && log.contains("recreated"), "{status}: {log}");
+            }
+            Kind::DiskFull => self.limit_file_size(&ROOM.to_string()),
+        }
+    }
+
+    /// What the buyers see until it is healed.
+    async fn meanwhile(&self, load: &Load) {
+        match self.kind.meanwhile() {
+            Meanwhile::Either => {}
+            Meanwhile::Sold => {
+                load.sells_after(Instant::now(), NOTICED_WITHIN).await;
+                if self.kind == Kind::Kill(Part::MariaDb) {
+                    assert_eq!(self.operate(&["audit"]).status.code(), Some(69), "not to be checked");
+                }
+            }
+            Meanwhile::Shut(state) => {
+                for node in &self.nodes {
+                    node.reaches(state, NOTICED_WITHIN).await;
+                    for key in [None, Some("in vain")] {
+                        let refused = buy(&client(), &node.buy_url(), key).await;
+                        // Silence is unknown, and an error is not bought; nothing is sold out.
+                        let expected = [state, "pending"];
+                        assert!(expected.contains(&refused.code.as_str()), "{refused:?}");
+                    }
+                    let able = self.kind == Kind::RedisWiped || self.kind == Kind::DiskFull;
+                    assert!(able || !ready(&node.ops).await, "a node says that it could sell");
+                }
+            }
+        }
+    }
+
+    async fn before_healing(&self) {
+        if self.kind == Kind::RedisRolledBack {
+            until("it is seen to be incomplete", OPEN_WITHIN, async || {
+                self.nodes.iter().any(|node| node.process.log().contains("seckill restore --item counter"))
+            })
+            .await;
+            let shown = self.operate(&["restore"]);
+            assert!(String::from_utf8_lossy(&shown.stdout).contains("would be opened"), "{shown:?}");
+            for node in &self.nodes {
+                assert_eq!(node.state().await, "unavailable", "it stays shut");
+            }
+        }
+    }
+
+    async fn heal(&mut self) {
+        match self.kind {
+            Kind::Kill(Part::Service) => {
+                let env = self.down.take().unwrap();
+                self.nodes.insert(0, Node::again(env, self.servers().folder.path()));
+            }
+            Kind::Kill(Part::Consumer) => self.consumers.push(self.servers().consumer()),
+            Kind::Kill(Part::Redis) => self.servers_mut().start_redis().await,
+            Kind::Kill(Part::Kafka | Part::MariaDb) => self.shared().is("start"),
+            Kind::Stop(Part::Kafka | Part::MariaDb) => self.shared().is("resume"),
+            Kind::Stop(part) => self.process(part).signal("CONT"),
+            Kind::Answers(..) => self.proxy.as_ref().unwrap().answers(Answers::Pass),
+            Kind::RedisWiped | Kind::RedisRolledBack => {
+                // It may say that somebody came in between; once more is safe.
+                until("restore", OPEN_WITHIN, async || self.operate(&["restore", "--yes"]).status.success())
+                    .await;
+                let again = self.operate(&["restore", "--yes"]);
+                assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to do"), "{again:?}");
+            }
+            Kind::TopicRecreated => self.move_to_a_new_topic().await,
+            Kind::DiskFull => self.limit_file_size("unlimited"),
+        }
+    }
+
+    /// As the README says: a new name for all, and what stands in the topic of the old name copied.
+    async fn move_to_a_new_topic(&mut self) {
+        let (old, new) = (self.servers().topic.clone(), format!("{}-2", self.servers().topic));
+        let renamed = |env: &mut Env| {
+            for (_, value) in env.iter_mut().filter(|(name, _)| name == "SECKILL_KAFKA_TOPIC") {
+                value.clone_from(&new);
+            }
+        };
+        let folder = self.servers().folder.path().to_owned();
+        let mut envs = Vec::new();
+        for node in self.nodes.drain(..) {
+            let mut env = node.env();
+            renamed(&mut env);
+            envs.push(env);
+            assert!(node.process.stop().await.success());
+        }
+        let servers = self.servers_mut();
+        renamed(&mut servers.env);
+        servers.topic.clone_from(&new);
+        for env in envs {
+            self.nodes.push(Node::again(env, &folder));
+        }
+        let consumer = self.servers().consumer();
+        self.consumers.push(consumer);
+        for node in &self.nodes {
+            until("the service is ready", OPEN_WITHIN, async || ready(&node.ops).await).await;
+        }
+        copy_topic(&old, &new);
+    }
+
+    /// Everything is as before: open on every node, and recorded again.
+    async fn is_well(&mut self, order: Uuid) {
+        for node in &self.nodes {
+            node.reaches("open", OPEN_WITHIN).await;
+            until("the service is ready", NOTICED_WITHIN, async || ready(&node.ops).await).await;
+        }
+        for consumer in &mut self.consumers {
+            assert!(consumer.running(), "a consumer has ended");
+        }
+        until("what is sold is recorded", OPEN_WITHIN, async || {
+            self.order(order).await.1["status"] == "recorded"
+        })
+        .await;
+    }
+
+    /// Waits until nothing is on its way any more.
+    async fn rests(&self) {
+        let mut audit = Value::Null;
+        until("rest", RESTS_WITHIN, async || {
+            let void = self.void().await;
+            audit = serde_json::from_slice(&self.operate(&["audit", "--json"]).stdout).unwrap_or_default();
+            let Some(item) = audit["items"].as_array().and_then(|items| items.first()) else { return false };
+            let number = |name: &str| item[name].as_u64().unwrap();
+            let accounted = number("recorded") + void + number("missingCount");
+            number("outbox") == 0 && number("sold") == accounted
+        })
+        .await;
+    }
+
+    async fn left(&self) -> usize {
+        match &self.world {
+            World::Servers(servers) => servers.redis(&["GET", "counter"]).await,
+            World::Embedded(_) => {
+                usize::try_from(self.nodes[0].count("").await["num"].as_u64().unwrap()).unwrap()
+            }
+        }
+    }
+
+    /// What the anonymous buyers find who were told `pending`: recorded, or that it did not come
+    /// about.
+    async fn look_up<'a>(&self, pending: &[(&'a str, Uuid)]) -> (Vec<(&'a str, Uuid)>, Vec<Uuid>) {
+        let (mut later, mut gone) = (Vec::new(), Vec::new());
+        for (attempt, order) in pending {
+            until("an order's end is known", OPEN_WITHIN, async || match self.order(*order).await {
+                (404, _) => {
+                    gone.push(*order);
+                    true
+                }
+                (200, found) if found["status"] == "recorded" => {
+                    later.push((*attempt, *order));
+                    true
+                }
+                _ => false,
+            })
+            .await;
+        }
+        (later, gone)
+    }
+
+    /// The sale still sells, to the last unit and not one more, and remembers its winners.
+    /// Returns how many it sold.
+    async fn sell_the_last(&self, heard: &Heard) -> usize {
+        let (mut buyers, mut sold_out) = (LAST_UNITS, 0);
+        if let World::Servers(servers) = &self.world {
+            (buyers, sold_out) = (LAST_BUYERS, LAST_BUYERS - LAST_UNITS);
+            servers.redis::<()>(&["SET", "counter", &LAST_UNITS.to_string()]).await;
+            for node in &self.nodes {
+                until("the last units are seen", NOTICED_WITHIN, async || {
+                    node.count("").await["num"] == LAST_UNITS
+                })
+                .await;
+            }
+        }
+        let last = crowd(&self.urls, buyers, 20, false).await;
+        assert_eq!((count(&last, "success"), count(&last, "sold_out")), (LAST_UNITS, sold_out), "{last:?}");
+        let told = heard.told();
+        let keyed = heard.said.iter().filter(|said| said.keyed && said.code == "success").take(ASKED_AGAIN);
+        for (number, said) in keyed.enumerate() {
+            let again = buy(&client(), &self.urls[number % self.urls.len()], Some(&said.attempt)).await;
+            assert_eq!(again.code, "success", "{again:?}");
+            assert!(told[said.attempt.as_str()].contains(&again.order.unwrap().parse().unwrap()));
+        }
+        for answer in last.iter().filter(|answer| answer.code == "success") {
+            let order = answer.order.as_ref().unwrap().parse().unwrap();
+            until("the last are recorded", OPEN_WITHIN, async || {
+                self.order(order).await.1["status"] == "recorded"
+            })
+            .await;
+        }
+        LAST_UNITS
+    }
+
+    async fn books(&self) -> Books {
+        match &self.world {
+            World::Servers(servers) => {
+                let mut books = servers.books().await;
+                if self.kind == Kind::TopicRecreated {
+                    // What was recorded from the deleted topic is in none any more.
+                    books.journal.extend(books.rows.iter().map(|row| row.order));
+                }
+                books
+            }
+            World::Embedded(embedded) => embedded.books().await,
+        }
+    }
+
+    /// The books are whole, and `audit` says so.
+    fn compare(&self, books: &Books, compared: &Comparison) {
+        let audit = self.operate(&["audit", "--json"]);
+        let found: Value = serde_json::from_slice(&audit.stdout).unwrap();
+        if self.kind == Kind::TopicRecreated && books.missing() > 0 {
+            // What went with the deleted topic nobody can bring back; it is named.
+            assert_eq!(found["items"][0]["missingCount"], books.missing());
+            assert_eq!((audit.status.code(), compared.wrong.len()), (Some(1), 1), "{:?}", compared.wrong);
+            assert!(compared.lost.len() as i64 <= books.missing());
+        } else {
+            assert_eq!(compared.wrong, Vec::<String>::new());
+            assert_eq!(compared.lost, Vec::<Uuid>::new());
+            assert_balanced(&audit);
+            assert_eq!(found["balanced"], true);
+        }
+        let loses = matches!(self.kind, Kind::RedisWiped | Kind::RedisRolledBack);
+        assert!(loses || books.void == 0, "serials were written off");
+    }
+
+    async fn order(&self, order: Uuid) -> (u16, Value) {
+        get(&format!("{}/seckill/orders/{order}", self.nodes[0].url)).await
+    }
+
+    async fn void(&self) -> u64 {
+        let World::Servers(servers) = &self.world else { return 0 };
+        let pool = servers.pool().await;
+        let void: i64 =
+            sqlx::query_scalar("select count(*) from seckill_void").fetch_one(&pool).await.unwrap();
+        u64::try_from(void).unwrap()
+    }
+
+    fn operate(&self, args: &[&str]) -> std::process::Output {
+        match &self.world {
+            World::Servers(servers) => servers.operate(args),
+            World::Embedded(embedded) => embedded.operate(args),
+        }
+    }
+
+    fn process(&self, part: Part) -> &Process {
+        match part {
+            Part::Service => &self.nodes[0].process,
+            Part::Consumer => &self.consumers[0],
+            Part::Redis => self.servers().redis.as_ref().unwrap(),
+            Part::Kafka | Part::MariaDb => unreachable!("shared"),
+        }
+    }
+
+    fn shared(&self) -> &Shared {
+        self.shared.as_ref().unwrap()
+    }
+
+    fn servers(&self) -> &Servers {
+        let World::Servers(servers) = &self.world else { unreachable!("embedded") };
+        servers
+    }
+
+    fn servers_mut(&mut self) -> &mut Servers {
+        let World::Servers(servers) = &mut self.world else { unreachable!("embedded") };
+        servers
+    }
+
+    /// The soft limit, which needs no special rights to be lifted again.
+    fn limit_file_size(&self, bytes: &str) {
+        let pid = self.nodes[0].process.id().to_string();
+        let done =
+            Command::new("prlimit").args(["--pid", &pid, &format!("--fsize={bytes}:")]).status().unwrap();
+        assert!(done.success(), "prlimit --fsize={bytes}");
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let folder = match &mut self.world {
+                World::Servers(servers) => &mut servers.folder,
+                World::Embedded(embedded) => &mut embedded.folder,
+            };
+            folder.disable_cleanup(true);
+            eprintln!("--- the logs of all programs: {}", folder.path().display());
+        }
+    }
+}
+
+/// One test at a time listens where Kafka sends those who come by its second listener.
+static KAFKA_PROXY: Mutex<()> = Mutex::const_new(());
+
+async fn delete(topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", shared("SECKILL_KAFKA_BROKERS")).create().unwrap();
+    let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
+    assert_eq!(deleted, [Ok(topic.to_owned())]);
+}
+
+/// Copies keys and values with kcat, which operators have.
+fn copy_topic(from: &str, to: &str) {
+    let brokers = shared("SECKILL_KAFKA_BROKERS");
+    let kcat = |args: &[&str]| {
+        let mut command = Command::new("kcat");
+        command.args(["-b", &brokers, "-K", "\t"]).args(args);
+        command
+    };
+    let mut reading =
+        kcat(&["-C", "-q", "-e", "-o", "beginning", "-t", from]).stdout(Stdio::piped()).spawn().unwrap();
+    let written = kcat(&["-P", "-t", to]).stdin(reading.stdout.take().unwrap()).status().unwrap();
+    assert!(written.success() && reading.wait().unwrap().success(), "{from} was not copied to {to}");
+}
