@@ -212,23 +212,3 @@ async fn poison_is_put_aside_and_the_rest_recorded_also_after_a_restart() {
         }
     }
 }
-
-/// Few large messages are a batch, too: memory is bounded in bytes.
-#[tokio::test]
-async fn a_batch_of_large_messages_is_cut() {
-    const LARGE: usize = 900_000;
-    let (_cluster, settings, brokers) = cluster(1);
-    let values: Vec<_> = (0..20).map(|_| Some(vec![b'x'; LARGE])).collect();
-    produce(&brokers, &settings.kafka_topic, 0, &values).await;
-    let mut reader = reader(&settings);
-    assigned(&mut reader, &BTreeMap::new(), any).await;
-    let mut sizes = Vec::new();
-    while sizes.iter().sum::<usize>() < values.len() {
-        // Enough for all of them to be fetched ahead.
-        tokio::time::sleep(5 * SHORT).await;
-        if let Read::Messages(messages) = reader.read(1000, SOON).await.expect("read") {
-            sizes.push(messages.values().map(Vec::len).sum());
-        }
-    }
-    assert!(sizes.iter().all(|size| size * LARGE < 8 * 1024 * 1024 + LARGE), "{sizes:?}");
-}

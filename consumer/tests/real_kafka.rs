@@ -12,7 +12,7 @@ use consumer::ledger::Ledger;
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::metrics::Metrics;
 use consumer::reader::kafka::KafkaReader;
-use consumer::reader::{Reader, ReaderError};
+use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sqlite::SqliteFile;
 use consumer::step::{Consumer, StepError};
 use prometheus::Registry;
@@ -188,4 +188,24 @@ async fn a_topic_that_was_recreated_is_noticed() {
     .expect("noticed");
     assert!(matches!(&error, StepError::Foreign(why) if why.contains("recreated")), "{error}");
     assert_eq!(ledger.serials("counter", EPOCH).await.expect("read"), [1, 2], "nothing of it was recorded");
+}
+
+/// Few large messages are a batch, too: memory is bounded in bytes.
+#[tokio::test]
+async fn a_batch_of_large_messages_is_cut() {
+    const LARGE: usize = 900_000;
+    let topic = Topic::create(1).await;
+    let values: Vec<_> = (0..20).map(|_| Some(vec![b'x'; LARGE])).collect();
+    topic.produce(&values).await;
+    let mut reader = topic.reader();
+    assigned(&mut reader, &BTreeMap::new(), any).await;
+    let mut sizes = Vec::new();
+    while sizes.iter().sum::<usize>() < values.len() {
+        // Enough for all of them to be fetched ahead.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Read::Messages(messages) = reader.read(1000, SOON).await.expect("read") {
+            sizes.push(messages.values().map(Vec::len).sum());
+        }
+    }
+    assert!(sizes.iter().all(|size| size * LARGE < 8 * 1024 * 1024 + LARGE), "{sizes:?}");
 }

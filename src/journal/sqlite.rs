@@ -71,7 +71,7 @@ impl SqliteJournal {
         Self { file, writer: Mutex::default(), reader: Mutex::default() }
     }
 
-    /// What follows from `from` on, by offset, up to [`READ_AT_ONCE`] rows; none: that was all.
+    /// What follows from `from` on, by offset, up to `READ_AT_ONCE` rows; none: that was all.
     ///
     /// # Errors
     /// When the file cannot be read, or a row is none of ours.
