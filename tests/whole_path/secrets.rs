@@ -72,17 +72,16 @@ async fn right_ones() {
     drop(servers.redis.take());
     drop(database);
     node.reaches("unavailable", SOON).await;
-    for ops in [node.ops.clone(), format!("http://{consumer_ops}")] {
-        until("it says that it cannot work", SOON, async || {
-            get(&format!("{ops}/readyz")).await.0 == 503 || !consumer.running()
-        })
+    until("it says that it cannot sell", SOON, async || get(&format!("{}/readyz", node.ops)).await.0 == 503)
         .await;
+    for ops in [node.ops.clone(), format!("http://{consumer_ops}")] {
+        for path in ["readyz", "metrics", "livez"] {
+            says_no_password(&text(&format!("{ops}/{path}")).await);
+        }
     }
-    for path in ["readyz", "metrics", "livez"] {
-        says_no_password(&text(&format!("{}/{path}", node.ops)).await);
-    }
+    says_no_password(&command_line(consumer.id()));
     says_no_password(&command_line(node.process.id()));
-    assert!(node.process.running());
+    assert!(node.process.running() && consumer.running());
     assert!(node.process.log().contains("TRACE"), "the log is as talkative as asked for");
     says_no_password(&node.process.log());
     says_no_password(&consumer.log());

@@ -148,6 +148,12 @@ async fn refused(servers: &Servers, settings: &[(&str, &str)], why: &str) {
     assert!(node.process.stop().await.success());
 }
 
+/// Makes the tables before any service may be ended in the middle of that.
+fn migrate(servers: &Servers) {
+    let made = output("consumer", &servers.env, &["migrate"], servers.folder.path());
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
 async fn unavailable(node: &Node) {
     assert_eq!(node.state().await, "unavailable");
     for key in [None, Some("a-key")] {
@@ -177,6 +183,7 @@ async fn redis() {
     let mut servers = Servers::prepare();
     servers.make_database().await;
     redis_server(&mut servers, &authority);
+    migrate(&servers);
     let url =
         |scheme: &str, password: &str, address: &str| format!("{scheme}://seckill:{password}@{address}/0");
     let port = servers.redis_port;
@@ -224,7 +231,7 @@ async fn database() {
         }
     }
     servers.set("SECKILL_DATABASE_URL", &url(PASSWORD, &here, &verified("ca.pem")));
-    assert!(output("consumer", &servers.env, &["migrate"], servers.folder.path()).status.success());
+    migrate(&servers);
     servers.set("SECKILL_DATABASE_URL", &url(PASSWORD, &here, "ssl-mode=VERIFY_IDENTITY"));
     servers.set("SSL_CERT_FILE", &authority.path("ca.pem"));
     sells(&servers).await;
@@ -237,6 +244,7 @@ async fn kafka() {
     let authority = Authority::new();
     let server = Server::start("kafka", &authority);
     let mut servers = Servers::start().await;
+    migrate(&servers);
     servers.brokers = format!("127.0.0.1:{}", server.port);
     let secure = server.port + 2;
     let options = |password: &str| {
