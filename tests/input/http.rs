@@ -231,6 +231,7 @@ fn a_request_is_answered_in_our_words_and_costs_nothing_unless_it_buys() {
             assert_eq!(taken, 0, "{body}");
         }
     });
+    assert!(served().sold() > 0, "some of them buy");
 }
 
 /// Bytes that need not be HTTP: parts of requests, in any order, with anything between them.

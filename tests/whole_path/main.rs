@@ -10,6 +10,7 @@
 mod buyers;
 mod embedded;
 mod faults;
+mod input;
 mod process;
 mod servers;
 mod settings;

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
-use super::statements::{Failure, columns, odd, select_sale, statements, unrecorded};
+use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::config::ConfigError;
 use crate::sale::Sale;
@@ -116,7 +116,11 @@ impl Ledger for MySqlLedger {
     async fn migrate(&self) -> Result<(), LedgerError> {
         // A connection of its own: when it fails the lock of the migrations ends with it.
         let mut connection = self.connection().await?.detach();
-        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, make_tables(&mut connection))
+        let made = async {
+            make_tables(&mut connection).await?;
+            Statements(&mut connection).well_shaped().await
+        };
+        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, made)
             .await
             .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))??;
         connection.close().await.map_err(failed)
