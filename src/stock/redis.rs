@@ -442,6 +442,8 @@ impl Stock for RedisStock {
                 on_sale: counter.is_some(),
                 shut,
             });
+        } else if book[1..4].iter().any(Option::is_some) {
+            return Err(bad(&keys.book));
         } else if counter.is_some() || shut {
             books.push(Book {
                 epoch: Uuid::nil(),

@@ -49,6 +49,8 @@ if epoch and not (#epoch == 36 and count(serial) and count(left) and count(seede
     and seeded + stands - left <= MAX) then
   return wrong(BOOK, 'something in it is missing or wrong')
 end
+-- Somebody took its name away: that is no new sale.
+if not epoch and (book[2] or book[3] or book[4]) then return wrong(BOOK, 'its epoch is missing') end
 
 local open = redis.pcall('HLEN', OUTBOX)
 if type(open) == 'table' then return wrong(OUTBOX, 'not a hash') end

@@ -150,15 +150,10 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
     }
     for item in items {
         let shelf = state.redis.shelf(item).clone();
-        let begun = run.begun.lock().expect("not poisoned").get(item).copied();
-        if let (Some(running), Some(begun)) = (shelf.book.epoch, begun)
-            && running < begun
-        {
-            wrong.push(format!(
-                "an old sale lives again: {item} sells {}, begun was {}",
-                state.name(running),
-                state.name(begun)
-            ));
+        let told_of = run.begun.lock().expect("not poisoned").clone();
+        let mut after = state.begun.iter().skip_while(|begun| Some(**begun) != shelf.book.epoch).skip(1);
+        if after.any(|newer| told_of.contains(&(item.clone(), *newer))) {
+            wrong.push(format!("an old sale lives again: {item}"));
         }
         if let Some(epoch) = shelf.book.epoch {
             let known = epochs.entry((item.name().to_owned(), epoch)).or_default();

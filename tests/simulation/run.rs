@@ -1,7 +1,7 @@
 //! One run: nodes, consumers, buyers and an operator, with what goes wrong; then everything
 //! heals, and the books are checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -80,8 +80,8 @@ pub struct Run {
     pub by_hand: Mutex<bool>,
     /// Redis lost something.
     pub lossy: Mutex<bool>,
-    /// The newest sale that an operator was told of.
-    pub begun: Mutex<BTreeMap<Item, Uuid>>,
+    /// The sales of which an operator was told that they began.
+    pub begun: Mutex<BTreeSet<(Item, Uuid)>>,
     /// Orders that were looked up, and how far they were said to be.
     pub looked_up: Mutex<Vec<(Uuid, OrderStatus)>>,
 }
@@ -590,9 +590,7 @@ impl Run {
         let done = world(&node).begin_sale(item, units).await;
         if let Ok(epoch) = done {
             self.sim.state().wiped.remove(item);
-            let mut begun = self.begun.lock().expect("not poisoned");
-            let newest = begun.entry(item.clone()).or_default();
-            *newest = epoch.max(*newest);
+            self.begun.lock().expect("not poisoned").insert((item.clone(), epoch));
         }
         self.sim.log(|state| {
             let done = done.map(|epoch| state.name(epoch));

@@ -59,6 +59,8 @@ pub struct State {
     pub rounds: BTreeMap<Item, u64>,
     pub wiped: BTreeSet<Item>,
     pub reused: BTreeMap<Item, Uuid>,
+    /// The sales begun by `seed`, in the order of their beginning.
+    pub begun: Vec<Uuid>,
     pub trace: Vec<String>,
     names: BTreeMap<Uuid, String>,
 }
@@ -116,6 +118,7 @@ impl Sim {
             rounds: BTreeMap::new(),
             wiped: BTreeSet::new(),
             reused: BTreeMap::new(),
+            begun: Vec::new(),
             trace: Vec::new(),
             names: BTreeMap::new(),
         };
@@ -452,6 +455,7 @@ impl Stock for Face {
             .ask("seed", move |state| {
                 let before = state.redis.shelf(&item).stands();
                 if state.redis.seed(&item, units, epoch)? {
+                    state.begun.push(epoch);
                     *state.granted.entry(item.clone()).or_default() += units as i64 - before as i64;
                     *state.rounds.entry(item).or_default() += 1;
                 }
