@@ -23,7 +23,7 @@ use crate::world::World;
 /// After this nobody can still be told success on the strength of what the stock said before it
 /// was shut. With a replica, what the old master vouched for is older by at most
 /// `min-replicas-max-lag`; give it that time before a failover.
-const SETTLED_AFTER: Duration = TELL_WITHIN.saturating_add(Duration::from_millis(200));
+pub const SETTLED_AFTER: Duration = TELL_WITHIN.saturating_add(Duration::from_millis(200));
 
 /// How long the journal may take for all of an outbox, and the ledger to catch up.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
@@ -208,7 +208,7 @@ async fn term_of(world: &World, item: &Item, epoch: Uuid) -> Result<u64, String>
 /// Waits until nothing of what a shut sale sold is under way any more, and counts it for good:
 /// the term it is counted under follows `term`, or somebody else opens the sale.
 async fn settle(world: &World, item: &Item, epoch: Uuid, term: u64) -> Result<(Account, Outbox), String> {
-    sleep(SETTLED_AFTER).await;
+    sleep(world.settled_after).await;
     let outbox = world.stock.outbox(item).await.map_err(|error| error.to_string())?;
     readable(&outbox)?;
     for batch in &outbox.batches {

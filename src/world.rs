@@ -17,6 +17,7 @@ use crate::item::Item;
 use crate::journal::Journal;
 use crate::journal::kafka::KafkaJournal;
 use crate::journal::sqlite::SqliteJournal;
+use crate::reopen::SETTLED_AFTER;
 use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
 use crate::stock::{Stock, StockError};
@@ -36,6 +37,8 @@ pub struct World {
     pub ledger: Arc<dyn Ledger>,
     /// Which of the two it is.
     pub kind: Kind,
+    /// How long after a sale was shut its books are counted: [`SETTLED_AFTER`].
+    pub settled_after: Duration,
 }
 
 /// The two worlds, with what only they have.
@@ -89,6 +92,7 @@ impl World {
                     journal: Arc::<KafkaJournal>::clone(&journal),
                     ledger: Arc::new(ledger),
                     kind: Kind::Servers(journal),
+                    settled_after: SETTLED_AFTER,
                 })
             }
             (None, None, None) => Self::embedded(settings, purpose).await,
@@ -133,6 +137,7 @@ impl World {
             journal,
             ledger: Arc::new(ledger),
             kind: Kind::Embedded(file, lock),
+            settled_after: SETTLED_AFTER,
         };
         // An empty journal is a new file; one with rows is never refilled.
         let items = world.stock.items().await.map_err(|error| failed(error.to_string()))?;

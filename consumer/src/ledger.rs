@@ -24,8 +24,8 @@ use crate::sale::Sale;
 /// What every implementation keeps is written down as code in `ledger/contract.rs`.
 #[async_trait]
 pub trait Ledger: Send + Sync {
-    /// Makes the tables, or brings them up to date. Looks first: with everything in place it
-    /// needs no right to create anything.
+    /// Makes the tables, or brings them up to date, and looks whether they have their columns. Looks
+    /// first: with everything in place it needs no right to create anything.
     async fn migrate(&self) -> Result<(), LedgerError>;
 
     /// How far each partition of `topic` has been posted.

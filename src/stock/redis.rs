@@ -165,6 +165,27 @@ impl RedisStock {
     }
 }
 
+impl RedisStock {
+    /// An error that names the first of an item's keys that is of another type than ours: Redis
+    /// itself says only that one of those asked for is.
+    async fn well_typed(&self, keys: &Keys) -> Result<(), StockError> {
+        let wanted = [
+            (&keys.counter, "string"),
+            (&keys.book, "hash"),
+            (&keys.books, "hash"),
+            (&keys.outbox, "hash"),
+            (&keys.attempts, "hash"),
+        ];
+        for (key, wanted) in wanted {
+            let found: String = self.read(key, redis::cmd("TYPE").arg(key)).await?;
+            if found != wanted && found != "none" {
+                return Err(StockError::Refused(format!("redis: {key}: a {found}, not a {wanted}")));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What Redis said; our own scripts name the key.
 fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
@@ -379,6 +400,7 @@ impl Stock for RedisStock {
 
     async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {
         let keys = Keys::of(item);
+        self.well_typed(&keys).await?;
         type Fields = (Option<String>, Vec<Option<String>>, Vec<(String, String)>, String);
         let answer = self
             .ask(async |connection| {
@@ -401,9 +423,11 @@ impl Stock for RedisStock {
         let (counter, book, earlier, server): Fields =
             redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
         let counter = counter
-            .map(|counter| counter.parse::<i64>())
-            .transpose()
-            .map_err(|_| StockError::Refused(format!("redis: {}: not a whole number", keys.counter)))?;
+            .map(|counter| {
+                let wrong = || StockError::Refused(format!("redis: {}: not a whole number", keys.counter));
+                whole(&counter).ok_or_else(wrong)
+            })
+            .transpose()?;
         let number = |index: usize| book[index].as_deref().and_then(whole);
         let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
         let run = server.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
@@ -423,6 +447,8 @@ impl Stock for RedisStock {
                 on_sale: counter.is_some(),
                 shut,
             });
+        } else if book[1..4].iter().any(Option::is_some) {
+            return Err(bad(&keys.book));
         } else if counter.is_some() || shut {
             books.push(Book {
                 epoch: Uuid::nil(),
@@ -669,7 +695,8 @@ mod tests {
             by_hand(&stock, &["SET", &key, wrong]).await;
             let error = stock.take(&item, &call(&[None], true)).await.expect_err(wrong);
             assert!(matches!(&error, StockError::Refused(why) if why.contains(&key)), "{wrong}: {error}");
-            assert!(stock.books(&item).await.is_err() || wrong.parse::<i64>().is_ok());
+            let error = stock.books(&item).await.expect_err(wrong);
+            assert!(error.to_string().contains(&key), "{wrong}: {error}");
         }
         by_hand(&stock, &["DEL", &key]).await;
         by_hand(&stock, &["LPUSH", &key, "1"]).await;
@@ -680,7 +707,11 @@ mod tests {
             let beside = format!("{{{key}}}:{beside}");
             by_hand(&stock, &["DEL", &beside]).await;
             by_hand(&stock, &["SET", &beside, "x"]).await;
-            let error = stock.take(&item, &call(&[None, Some("a")], true)).await.expect_err(&beside);
+            for names in [&[][..], &[None, Some("a")]] {
+                let error = stock.take(&item, &call(names, true)).await.expect_err(&beside);
+                assert!(error.to_string().contains(&beside), "{error}");
+            }
+            let error = stock.books(&item).await.expect_err(&beside);
             assert!(error.to_string().contains(&beside), "{error}");
             assert_eq!(by_hand(&stock, &["GET", &key]).await, Value::BulkString(b"3".into()));
             by_hand(&stock, &["DEL", &beside]).await;

@@ -49,9 +49,13 @@ if epoch and not (#epoch == 36 and count(serial) and count(left) and count(seede
     and seeded + stands - left <= MAX) then
   return wrong(BOOK, 'something in it is missing or wrong')
 end
+-- Somebody took its name away: that is no new sale.
+if not epoch and (book[2] or book[3] or book[4]) then return wrong(BOOK, 'its epoch is missing') end
 
 local open = redis.pcall('HLEN', OUTBOX)
 if type(open) == 'table' then return wrong(OUTBOX, 'not a hash') end
+-- Also when nobody with a name asks: an item is unavailable to all or to none.
+if type(redis.pcall('HLEN', ATTEMPTS)) == 'table' then return wrong(ATTEMPTS, 'not a hash') end
 
 -- A Redis that was restarted is not believed until its books were shown to be complete.
 local here = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
@@ -63,8 +67,7 @@ end
 
 local known = {}
 if named > 0 then
-  known = redis.pcall('HMGET', ATTEMPTS, unpack(ARGV, 8, 7 + named))
-  if known.err then return wrong(ATTEMPTS, 'not a hash') end
+  known = redis.call('HMGET', ATTEMPTS, unpack(ARGV, 8, 7 + named))
 end
 
 -- Decide.

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use seckill::audit::Audit;
 use seckill::item::Item;
-use seckill::shop::Purchase;
+use seckill::shop::{OrderStatus, Purchase};
 use uuid::Uuid;
 
 use crate::run::Run;
@@ -52,6 +53,25 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
             && books.rows.contains_key(&order)
         {
             wrong.push(format!("told {:?} and recorded: {}", one.said, state.name(order)));
+        }
+    }
+    for (order, found) in run.looked_up.lock().expect("not poisoned").iter() {
+        let recorded = books.rows.contains_key(order);
+        let bought = told
+            .iter()
+            .any(|one| one.order == Some(*order) && matches!(one.said, Some(Purchase::Bought { .. })));
+        let wrongly = match found {
+            OrderStatus::Recorded => !recorded,
+            // What a lost outbox held may still land.
+            OrderStatus::Unknown => bought || (recorded && !lossy),
+            OrderStatus::Accepted => !recorded && !lossy,
+            OrderStatus::Pending => false,
+        };
+        if wrongly {
+            wrong.push(format!(
+                "an order was said to be {found:?}, recorded: {recorded}: {}",
+                state.name(*order)
+            ));
         }
     }
     for ((item, key, _), orders) in &winners {
@@ -130,6 +150,11 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
     }
     for item in items {
         let shelf = state.redis.shelf(item).clone();
+        let told_of = run.begun.lock().expect("not poisoned").clone();
+        let mut after = state.begun.iter().skip_while(|begun| Some(**begun) != shelf.book.epoch).skip(1);
+        if after.any(|newer| told_of.contains(&(item.clone(), *newer))) {
+            wrong.push(format!("an old sale lives again: {item}"));
+        }
         if let Some(epoch) = shelf.book.epoch {
             let known = epochs.entry((item.name().to_owned(), epoch)).or_default();
             let missing: Vec<u64> =
@@ -162,4 +187,16 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Whether the product's own audit agrees that all is well. Of sales that Redis lost something of
+/// it may say that serials are missing.
+pub fn audited(run: &Run, audit: &Result<Audit, String>, well: bool) -> Option<String> {
+    let lossy = *run.lossy.lock().expect("not poisoned");
+    match audit {
+        Err(why) => Some(format!("audit: {why}")),
+        Ok(audit) if well && !audit.balanced && !lossy => Some(format!("audit: {:?}", audit.reasons)),
+        Ok(audit) if well && !lossy && audit.on_their_way > 0 => Some("audit: on their way".into()),
+        Ok(_) => None,
+    }
 }

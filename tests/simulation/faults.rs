@@ -29,6 +29,7 @@ pub struct Faults {
     pub restarts: u64,
     pub rollbacks: u64,
     pub wipes: u64,
+    pub failovers: u64,
     pub by_hand: u64,
     pub new_sales: u64,
     pub restores: u64,
@@ -62,6 +63,7 @@ impl Faults {
             restarts: often(2),
             rollbacks: often(2),
             wipes: often(1),
+            failovers: often(1),
             by_hand: often(5),
             new_sales: often(2),
             restores: often(2),
@@ -94,4 +96,12 @@ pub enum Mutation {
     SeekToGroup,
     /// A take whose answer was lost is sent again.
     SendAgain,
+    /// A sale that was shut is counted at once.
+    CountAtOnce,
+    /// Success is told whenever the journal acknowledges, however late.
+    TellLate,
+    /// A sale is begun without a word to the ledger.
+    SeedInStockAlone,
+    /// A master goes on though its replica hears nothing.
+    SellWithoutReplica,
 }

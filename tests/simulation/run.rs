@@ -1,22 +1,25 @@
 //! One run: nodes, consumers, buyers and an operator, with what goes wrong; then everything
 //! heals, and the books are checked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use consumer::ledger::Ledger;
+use consumer::sale::Sale;
 use consumer::sqlite::SqliteFile;
 use consumer::step::Consumer;
 use prometheus::Registry;
+use seckill::audit;
 use seckill::gate::{Gate, Window};
 use seckill::item::Item;
 use seckill::journal::Journal;
 use seckill::metrics::Metrics;
 use seckill::outbox::Announcer;
-use seckill::reopen::{self, Reopener, Restoration};
-use seckill::shop::{Purchase, Shop};
+use seckill::reopen::{self, Reopener, Restoration, SETTLED_AFTER};
+use seckill::shop::{OrderStatus, Purchase, Shop};
 use seckill::stock::{Attempt, Stock};
+use seckill::till::Standing;
 use seckill::world::{Kind, World};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -24,10 +27,14 @@ use uuid::Uuid;
 use crate::check;
 use crate::faults::Mutation;
 use crate::redis::Redis;
-use crate::servers::{Face, Member, Node, Sim};
+use crate::servers::{Face, MAX_LAG, Member, Node, Sim};
 
 /// After healing, everything must be at rest within this.
 const REST_WITHIN: Duration = Duration::from_secs(400);
+/// As long as the process gives its tills.
+const CLOSE_WITHIN: Duration = Duration::from_secs(4);
+/// After this nothing more comes of an order that stands nowhere.
+const ORDER_AGE: Duration = Duration::from_secs(12);
 /// What the product does not open by itself by then waits for the operator.
 const RESTORE_AFTER: Duration = Duration::from_secs(40);
 
@@ -73,6 +80,10 @@ pub struct Run {
     pub by_hand: Mutex<bool>,
     /// Redis lost something.
     pub lossy: Mutex<bool>,
+    /// The sales of which an operator was told that they began.
+    pub begun: Mutex<BTreeSet<(Item, Uuid)>>,
+    /// Orders that were looked up, and how far they were said to be.
+    pub looked_up: Mutex<Vec<(Uuid, OrderStatus)>>,
 }
 
 /// What the two metrics registries hold is of no interest here: one for all runs.
@@ -104,7 +115,9 @@ fn world(node: &Arc<Node>) -> World {
     let face = Arc::new(Face(Arc::clone(node)));
     let (stock, journal, ledger): (Arc<dyn Stock>, Arc<dyn Journal>, Arc<dyn Ledger>) =
         (Arc::<Face>::clone(&face), Arc::<Face>::clone(&face), face);
-    World { stock, journal, ledger, kind: kind().clone() }
+    let at_once = node.sim.mutation == Some(Mutation::CountAtOnce);
+    let settled_after = if at_once { Duration::ZERO } else { SETTLED_AFTER };
+    World { stock, journal, ledger, kind: kind().clone(), settled_after }
 }
 
 /// Runs one seed.
@@ -124,6 +137,8 @@ pub fn run(seed: u64, mutation: Option<Mutation>, tracing: bool) -> Outcome {
             fatal: Mutex::default(),
             by_hand: Mutex::default(),
             lossy: Mutex::default(),
+            begun: Mutex::default(),
+            looked_up: Mutex::default(),
         });
         let mut failures = run.drive().await;
         failures.extend(run.fatal.lock().expect("not poisoned").iter().cloned());
@@ -191,7 +206,10 @@ impl Run {
         let round = self.round(item);
         let shop = &process.shop;
         let till = shop.tills().into_iter().find(|till| till.item() == item);
-        let own = Uuid::now_v7();
+        // An hour old by its name, so that one who asks for it later is not told to wait: that it is
+        // old enough by the run's clock is for whoever asks to see to.
+        let hour_ago = uuid::Timestamp::now(uuid::NoContext).to_unix().0 - 3600;
+        let own = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, hour_ago, 0));
         let direct = key.is_none() && till.is_some() && self.sim.state().chance.in_thousand(700);
         let asking = async {
             match till {
@@ -207,7 +225,7 @@ impl Run {
             biased;
             () = process.node.dead() => None,
             () = sleep(patience) => None,
-            said = asking => Some(said),
+            said = self.later(shop, asking) => Some(said),
         };
         let told = Told {
             item: item.clone(),
@@ -234,6 +252,36 @@ impl Run {
         });
         self.told.lock().expect("not poisoned").push(told);
         said
+    }
+
+    /// What a shop without `TELL_WITHIN` would say.
+    async fn later(&self, shop: &Shop, asking: impl Future<Output = Purchase>) -> Purchase {
+        let said = asking.await;
+        let Purchase::Pending { order } = said else { return said };
+        while self.sim.mutation == Some(Mutation::TellLate) {
+            if shop.tills().iter().any(|till| till.standing(order) == Some(Standing::Accepted)) {
+                let state = self.sim.state();
+                let mut sales = state.log.iter().flatten().filter_map(|value| Sale::from_json(value).ok());
+                let sale = sales.find(|sale| sale.order == order);
+                return sale.map_or(said, |sale| Purchase::Bought { order, left: sale.remaining });
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        said
+    }
+
+    /// Asks a node how far an order is.
+    async fn look_up(&self, at: usize, order: Uuid) -> Option<OrderStatus> {
+        let process = Arc::clone(&self.nodes()[at]);
+        let found = tokio::select! {
+            biased;
+            () = process.node.dead() => return None,
+            () = sleep(Duration::from_secs(60)) => return None,
+            found = process.shop.order(order) => found,
+        };
+        self.sim.log(|state| format!("{}: {} is {found:?}", process.node.name, state.name(order)));
+        self.looked_up.lock().expect("not poisoned").push((order, found));
+        Some(found)
     }
 
     async fn drive(self: &Arc<Self>) -> Vec<String> {
@@ -349,6 +397,13 @@ impl Run {
                 run.roll_back(Redis::default(), "wiped");
             });
         }
+        for _ in 0..faults.failovers {
+            let (run, when, later) = (Arc::clone(self), at(ms), at(3000));
+            tasks.spawn(async move {
+                sleep(when).await;
+                run.fail_over(later).await;
+            });
+        }
         for _ in 0..faults.by_hand {
             let (run, when, what) = (Arc::clone(self), at(ms), at(9));
             let item = items[at(1000).as_millis() as usize % items.len()].clone();
@@ -408,10 +463,24 @@ impl Run {
             }
             sleep(pause).await;
         }
+        let (asks, at) = {
+            let mut state = self.sim.state();
+            (key.is_none() && state.chance.in_thousand(150), state.chance.between(0, 1) as usize)
+        };
+        let own = self.told.lock().expect("not poisoned").iter().rev().find_map(|told| told.order);
+        if let Some(order) = own.filter(|_| asks) {
+            sleep(ORDER_AGE).await;
+            self.look_up(at, order).await;
+        }
     }
 
     async fn crash(self: &Arc<Self>, which: usize) {
         let process = Arc::clone(&self.nodes()[which]);
+        // Every third ends in an orderly way.
+        if self.sim.state().chance.in_thousand(333) {
+            self.sim.log(|_| format!("{} closes", process.node.name));
+            process.shop.close(CLOSE_WITHIN).await;
+        }
         self.sim.log(|_| format!("{} dies", process.node.name));
         process.node.kill();
         let away = self.sim.state().ms(0, 6000);
@@ -460,6 +529,32 @@ impl Run {
         });
     }
 
+    /// The replica hears nothing any more, and is made master when the old one has refused for
+    /// `later`; nodes find it one by one.
+    async fn fail_over(&self, later: Duration) {
+        let kept = {
+            let mut state = self.sim.state();
+            state.cut_off = Some(Instant::now());
+            state.redis.clone()
+        };
+        self.sim.log(|_| "redis: the replica hears nothing".into());
+        sleep(MAX_LAG + later).await;
+        let old = self.sim.state().redis.clone();
+        self.roll_back(kept, "failed over");
+        let names: Vec<String> = self.nodes().iter().map(|process| process.node.name.clone()).collect();
+        {
+            let mut state = self.sim.state();
+            state.old = Some(old);
+            for name in names {
+                let until = Instant::now() + state.ms(0, 6000);
+                state.loyal.insert(name, until);
+            }
+        }
+        sleep(Duration::from_secs(6)).await;
+        let mut state = self.sim.state();
+        (state.old, state.cut_off) = (None, None);
+    }
+
     fn by_hand(&self, item: &Item, what: u64, count: i64) {
         *self.by_hand.lock().expect("not poisoned") = true;
         let mut state = self.sim.state();
@@ -493,8 +588,9 @@ impl Run {
     async fn new_sale(&self, item: &Item, units: u64) {
         let node = Node::new(&self.sim, "seed");
         let done = world(&node).begin_sale(item, units).await;
-        if done.is_ok() {
+        if let Ok(epoch) = done {
             self.sim.state().wiped.remove(item);
+            self.begun.lock().expect("not poisoned").insert((item.clone(), epoch));
         }
         self.sim.log(|state| {
             let done = done.map(|epoch| state.name(epoch));
@@ -540,7 +636,20 @@ impl Run {
         if let Some(why) = self.rest(items).await {
             return vec![why];
         }
-        check::check(self, items)
+        sleep(ORDER_AGE).await;
+        let orders: Vec<Uuid> =
+            self.told.lock().expect("not poisoned").iter().filter_map(|told| told.order).collect();
+        for order in orders {
+            let found = self.look_up(0, order).await;
+            let recorded = self.sim.state().books.rows.contains_key(&order);
+            if recorded != (found == Some(OrderStatus::Recorded)) {
+                return vec![format!("an order is said to be {found:?}, recorded: {recorded}")];
+            }
+        }
+        let mut wrong = check::check(self, items);
+        let audit = audit::audit(&world(&Node::new(&self.sim, "audit")), None).await;
+        wrong.extend(check::audited(self, &audit, wrong.is_empty()));
+        wrong
     }
 
     /// Waits until nothing is under way any more, as an operator would who sees to what is shut.

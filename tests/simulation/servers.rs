@@ -30,6 +30,8 @@ pub const TOPIC: &str = "CAR_NUMBER";
 /// The client gives up then, as the real one does.
 const REPLY_WITHIN: Duration = Duration::from_millis(800);
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
+/// `min-replicas-max-lag`: a master whose replica was silent for longer refuses.
+pub const MAX_LAG: Duration = Duration::from_secs(2);
 
 /// All servers.
 pub struct State {
@@ -37,6 +39,11 @@ pub struct State {
     pub faults: Faults,
     pub redis: Redis,
     pub runs: u64,
+    /// Since when the replica of the master hears nothing of it.
+    pub cut_off: Option<Instant>,
+    /// The old master, after a failover, and until when which node speaks to it.
+    pub old: Option<Redis>,
+    pub loyal: BTreeMap<String, Instant>,
     pub log: Vec<Vec<Vec<u8>>>,
     partitions: BTreeMap<Uuid, usize>,
     pub books: Books,
@@ -52,6 +59,8 @@ pub struct State {
     pub rounds: BTreeMap<Item, u64>,
     pub wiped: BTreeSet<Item>,
     pub reused: BTreeMap<Item, Uuid>,
+    /// The sales begun by `seed`, in the order of their beginning.
+    pub begun: Vec<Uuid>,
     pub trace: Vec<String>,
     names: BTreeMap<Uuid, String>,
 }
@@ -95,6 +104,9 @@ impl Sim {
             faults,
             redis,
             runs: 0,
+            cut_off: None,
+            old: None,
+            loyal: BTreeMap::new(),
             log: vec![Vec::new(); partitions],
             partitions: BTreeMap::new(),
             books: Books { no_fence: mutation == Some(Mutation::NoFence), ..Books::default() },
@@ -106,6 +118,7 @@ impl Sim {
             rounds: BTreeMap::new(),
             wiped: BTreeSet::new(),
             reused: BTreeMap::new(),
+            begun: Vec::new(),
             trace: Vec::new(),
             names: BTreeMap::new(),
         };
@@ -154,6 +167,45 @@ impl State {
         shelf.counter = change(shelf.counter);
         let after = shelf.stands();
         *self.granted.entry(item.clone()).or_default() += after as i64 - before as i64;
+    }
+
+    /// Whether this node still speaks to the old master.
+    fn loyal(&self, node: &str) -> bool {
+        self.old.is_some() && self.loyal.get(node).is_some_and(|until| Instant::now() < *until)
+    }
+
+    /// The life of the Redis that this node speaks to.
+    fn run_seen_by(&self, node: &str) -> String {
+        let redis = self.old.as_ref().filter(|_| self.loyal(node)).unwrap_or(&self.redis);
+        redis.run.clone()
+    }
+
+    /// Does a node's work on the Redis that it speaks to, if that is still `run`.
+    fn work<T>(
+        &mut self,
+        node: &str,
+        run: &str,
+        mutation: Option<Mutation>,
+        work: impl FnOnce(&mut Self) -> Result<T, StockError>,
+    ) -> Option<Result<T, StockError>> {
+        let loyal = self.loyal(node);
+        if self.run_seen_by(node) != run {
+            return None;
+        }
+        let alone =
+            self.cut_off.is_some_and(|since| since.elapsed() > MAX_LAG) && loyal == self.old.is_some();
+        if alone && mutation != Some(Mutation::SellWithoutReplica) {
+            return Some(Err(StockError::Refused("NOREPLICAS".into())));
+        }
+        let swap = |state: &mut Self| {
+            if let Some(old) = state.old.as_mut().filter(|_| loyal) {
+                std::mem::swap(&mut state.redis, old);
+            }
+        };
+        swap(self);
+        let done = work(self);
+        swap(self);
+        Some(done)
     }
 
     /// Another life of Redis, with what it kept.
@@ -209,7 +261,7 @@ impl Node {
         }
         let (there, back, refused, run) = {
             let mut state = self.sim.state();
-            let run = state.redis.run.clone();
+            let run = state.run_seen_by(&self.name);
             let mut there = state.ms(0, 2);
             let mut back = state.ms(0, 2);
             if state.of(|faults| faults.stock_is_slow) {
@@ -238,7 +290,7 @@ impl Node {
             sleep(there).await;
             let done = {
                 let mut state = self.sim.state();
-                if state.redis.run == run { Some(work(&mut state)) } else { None }
+                state.work(&self.name, &run, self.sim.mutation, work)
             };
             sleep(back).await;
             self.here().await;
@@ -255,8 +307,7 @@ impl Node {
             sleep(there).await;
             let mut state = sim.state();
             state.in_air -= 1;
-            if state.redis.run == run {
-                let _ = work(&mut state);
+            if state.work(&name, &run, sim.mutation, work).is_some() {
                 drop(state);
                 sim.log(|_| format!("{name}: {what}: done, and nobody hears of it"));
             }
@@ -404,6 +455,7 @@ impl Stock for Face {
             .ask("seed", move |state| {
                 let before = state.redis.shelf(&item).stands();
                 if state.redis.seed(&item, units, epoch)? {
+                    state.begun.push(epoch);
                     *state.granted.entry(item.clone()).or_default() += units as i64 - before as i64;
                     *state.rounds.entry(item).or_default() += 1;
                 }
@@ -654,6 +706,9 @@ impl Ledger for Face {
     }
 
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
+        if self.0.sim.mutation == Some(Mutation::SeedInStockAlone) {
+            return Ok(());
+        }
         self.0
             .book("begin_sale", async |books| {
                 books.begin_sale(item, epoch, units);
@@ -709,7 +764,9 @@ impl Ledger for Face {
     }
 
     async fn faults(&self) -> Result<Aside, LedgerError> {
-        Ok(Aside::default())
+        let conflicts = self.0.book("faults", async |books| Ok(books.conflicts.clone())).await?;
+        let conflicts = conflicts.values().filter(|(_, reason)| reason != "late").count() as u64;
+        Ok(Aside { conflicts, dead_letters: 0 })
     }
 }
 

@@ -12,6 +12,7 @@ mod breaks;
 mod buyers;
 mod embedded;
 mod faults;
+mod input;
 mod limits;
 mod listeners;
 mod load;

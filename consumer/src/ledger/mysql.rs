@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
-use super::statements::{Failure, columns, odd, select_sale, statements, unrecorded};
+use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::config::ConfigError;
 use crate::sale::Sale;
@@ -124,6 +124,7 @@ impl Ledger for MySqlLedger {
         let mut connection = self.connection().await?.detach();
         timeout(MIGRATE_WITHIN + ANSWER_WITHIN, async {
             make_tables(&mut connection).await?;
+            Statements(&mut connection).well_shaped().await?;
             connection.close().await.map_err(failed)
         })
         .await

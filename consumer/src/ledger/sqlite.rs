@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
-use super::statements::{Failure, columns, odd, select_sale, statements, unrecorded};
+use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
@@ -33,9 +33,10 @@ impl SqliteLedger {
     /// A ledger in `file`.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// When it cannot be opened, or a table lacks a column.
     pub async fn open(file: &SqliteFile) -> Result<Self, LedgerError> {
-        let reader = file.connect(Synchronous::Normal).await.map_err(failed)?;
+        let mut reader = file.connect(Synchronous::Normal).await.map_err(failed)?;
+        Statements(&mut reader).well_shaped().await?;
         Ok(Self { file: file.clone(), writer: Mutex::default(), reader: Mutex::new(reader) })
     }
 }

@@ -29,6 +29,17 @@ macro_rules! statements {
         type DatabaseRow = <$database as sqlx::Database>::Row;
 
         impl $name<'_> {
+            /// Whether every table has the columns that are asked of it; the error names one that has not.
+            pub(super) async fn well_shaped(&mut self) -> Result<(), LedgerError> {
+                for (table, look) in TABLES {
+                    sqlx::query(look).fetch_optional(&mut *self.0).await.map_err(|error| match failed(error) {
+                        LedgerError::Broken(why) => LedgerError::Broken(format!("table {table}: {why}")),
+                        other => other,
+                    })?;
+                }
+                Ok(())
+            }
+
             pub(super) async fn checkpoints(
                 &mut self,
                 topic: &str,
@@ -367,7 +378,7 @@ macro_rules! statements {
                     sqlx::Error::PoolTimedOut => "no connection to the database in time".to_owned(),
                     other => other.to_string(),
                 }),
-                Failure::Taken | Failure::Refused | Failure::Broken => LedgerError::Broken(error.to_string()),
+                Failure::Taken | Failure::Refused | Failure::Broken => LedgerError::Broken(broken(&error)),
             }
         }
 
@@ -454,6 +465,35 @@ macro_rules! statements {
 }
 
 pub(super) use {columns, select_sale, statements};
+
+/// Every table, with a question for the columns that are written or read.
+pub(super) const TABLES: [(&str, &str); 6] = [
+    ("seckill", concat!("select ", columns!(), " from seckill where 1 = 0")),
+    ("journal_offset", "select topic, `partition`, next_offset, fingerprint from journal_offset where 1 = 0"),
+    ("seckill_conflict", concat!("select reason, ", columns!(), " from seckill_conflict where 1 = 0")),
+    (
+        "seckill_dead_letter",
+        "select topic, `partition`, `offset`, bytes, error from seckill_dead_letter where 1 = 0",
+    ),
+    ("seckill_term", "select item, epoch, term, units, began_at from seckill_term where 1 = 0"),
+    ("seckill_void", "select item, epoch, serial from seckill_void where 1 = 0"),
+];
+
+/// SQLSTATE of a column or a table that is not there, and SQLite's code of a statement that does
+/// not fit the tables.
+const MISSHAPEN: [&str; 3] = ["42S22", "42S02", "1"];
+
+/// What a person can do about it, where it is known.
+pub(super) fn broken(error: &sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|error| error.code());
+    if code.is_some_and(|code| MISSHAPEN.contains(&&*code)) {
+        format!(
+            "{error}; put back what is missing (sql/ has the tables) and start again: nothing was skipped"
+        )
+    } else {
+        error.to_string()
+    }
+}
 
 use uuid::Uuid;
 
