@@ -382,7 +382,9 @@ impl Run {
             });
         }
         for _ in 0..faults.rollbacks {
-            let (run, when, later) = (Arc::clone(self), at(ms), at(5000));
+            // Half of them lose less than a buyer waits for.
+            let far = if at(1).is_zero() { 500 } else { 5000 };
+            let (run, when, later) = (Arc::clone(self), at(ms), at(far));
             tasks.spawn(async move {
                 sleep(when).await;
                 let kept = run.sim.state().redis.clone();
@@ -465,7 +467,7 @@ impl Run {
         }
         let (asks, at) = {
             let mut state = self.sim.state();
-            (key.is_none() && state.chance.in_thousand(150), state.chance.between(0, 1) as usize)
+            (key.is_none() && state.chance.in_thousand(50), state.chance.between(0, 1) as usize)
         };
         let own = self.told.lock().expect("not poisoned").iter().rev().find_map(|told| told.order);
         if let Some(order) = own.filter(|_| asks) {
@@ -512,6 +514,11 @@ impl Run {
                 state.wiped.remove(item);
             }
         }
+        // What was emptied may be there again.
+        let empty = |item: &Item| {
+            kept.shelves.get(item).is_none_or(|now| now.book.epoch.is_none() && now.counter.is_none())
+        };
+        state.wiped.retain(empty);
         state.restart(kept);
         drop(state);
         self.sim.log(|state| {
@@ -636,10 +643,14 @@ impl Run {
         if let Some(why) = self.rest(items).await {
             return vec![why];
         }
-        sleep(ORDER_AGE).await;
+        // Waiting takes time also here, so not in every run.
+        let asks = self.sim.state().chance.in_thousand(250);
         let orders: Vec<Uuid> =
             self.told.lock().expect("not poisoned").iter().filter_map(|told| told.order).collect();
-        for order in orders {
+        if asks && !orders.is_empty() {
+            sleep(ORDER_AGE).await;
+        }
+        for order in orders.into_iter().filter(|_| asks) {
             let found = self.look_up(0, order).await;
             let recorded = self.sim.state().books.rows.contains_key(&order);
             if recorded != (found == Some(OrderStatus::Recorded)) {

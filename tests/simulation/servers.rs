@@ -553,7 +553,9 @@ impl State {
         if self.of(|faults| faults.journal_is_slow) {
             let lands = self.ms(0, 4000);
             fate.lands = Some(lands);
-            fate.heard.0 = lands + self.ms(0, 5000);
+            // Half of them are told of soon after: those a buyer still waits for.
+            let most = if self.chance.in_thousand(500) { 200 } else { 5000 };
+            fate.heard.0 = lands + self.ms(0, most);
         }
         if self.journal_down_until.is_some_and(|until| Instant::now() < until)
             || self.of(|faults| faults.journal_drops)
