@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::buyers::{Answer, buy, client, count, crowd, told};
+use crate::buyers::{buy, client, count, crowd, told};
 use crate::process::until;
 use crate::world::{Node, Servers, get, ready};
 
