@@ -117,14 +117,47 @@ async fn a_second_consumer_shares_and_then_takes_over() {
         assigned(&mut second, &start, |partitions| partitions.len() == 1)
     );
     assert_ne!(kept, given);
-    // The pause ended with the assignment in which nothing was wanted.
-    first.start(&BTreeMap::new()).await.expect("started");
-    assert_eq!(messages(&mut first, 3).await.len(), 3);
     first.close().await;
     assert_eq!(assigned(&mut second, &start, |partitions| partitions.len() == 2).await, [0, 1]);
     let mut offsets = messages(&mut second, 3).await;
     offsets.sort_unstable();
     assert_eq!(offsets, [(0, 1), (0, 2), (1, 2)]);
+}
+
+/// To librdkafka a partition stays paused beyond its assignment.
+#[tokio::test]
+async fn reassigned_while_nothing_was_wanted_it_reads_again() {
+    let (_cluster, settings, brokers) = cluster(2);
+    for partition in [0, 1] {
+        produce(&brokers, &settings.kafka_topic, partition, &numbered(3)).await;
+    }
+    let mut first = reader(&settings);
+    assigned(&mut first, &BTreeMap::new(), any).await;
+    assert_eq!(first.read(0, SHORT).await.expect("read"), Read::Quiet);
+    let mut second = reader(&settings);
+    let other = async {
+        loop {
+            let _ = second.read(0, SHORT).await;
+        }
+    };
+    let reads = async {
+        let mut wanted = 0;
+        loop {
+            match first.read(wanted, SHORT).await {
+                Ok(Read::Assigned(partitions)) if any(&partitions) => {
+                    first.start(&BTreeMap::new()).await.expect("started");
+                    wanted = 1000;
+                }
+                Ok(Read::Messages(messages)) => break messages.len(),
+                Ok(_) | Err(ReaderError::Away(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::select! {
+        read = timeout(SOON, reads) => assert_eq!(read.expect("messages"), 1, "partitions"),
+        () = other => {}
+    }
 }
 
 #[tokio::test]
