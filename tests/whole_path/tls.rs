@@ -245,6 +245,8 @@ async fn kafka() {
     let server = Server::start("kafka", &authority);
     let mut servers = Servers::start().await;
     migrate(&servers);
+    // So that there is something that could be called sold out.
+    assert!(servers.operate(&["seed", "5"]).status.success());
     servers.brokers = format!("127.0.0.1:{}", server.port);
     let secure = server.port + 2;
     let options = |password: &str| {
