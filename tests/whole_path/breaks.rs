@@ -167,7 +167,7 @@ async fn run(name: &str, kind: Kind) {
     stage.break_it(&load).await;
     stage.meanwhile(&load).await;
     sleep_until((broken + kind.lasts()).into()).await;
-    stage.before_healing().await;
+    stage.before_healing(&load, broken).await;
     let healing = Instant::now();
     stage.heal().await;
     let (order, sold) = load.sells_after(healing, OPEN_WITHIN).await;
@@ -391,7 +391,12 @@ impl Stage {
         }
     }
 
-    async fn before_healing(&self) {
+    async fn before_healing(&self, load: &Load, broken: Instant) {
+        if matches!(self.kind, Kind::Kill(Part::Consumer) | Kind::Stop(Part::Consumer)) {
+            // Whatever the lost one held, the other has taken over.
+            let (order, _) = load.sells_after(broken, NOTICED_WITHIN).await;
+            self.is_recorded(order).await;
+        }
         if self.kind == Kind::RedisRolledBack {
             until("it is seen to be incomplete", OPEN_WITHIN, async || {
                 self.nodes.iter().any(|node| node.process.log().contains("seckill restore --item counter"))
@@ -468,10 +473,7 @@ impl Stage {
         for consumer in &mut self.consumers {
             assert!(consumer.running(), "a consumer has ended");
         }
-        until("what is sold is recorded", OPEN_WITHIN, async || {
-            self.order(order).await.1["status"] == "recorded"
-        })
-        .await;
+        self.is_recorded(order).await;
     }
 
     /// Waits until nothing is on its way any more.
@@ -543,10 +545,7 @@ impl Stage {
         }
         for answer in last.iter().filter(|answer| answer.code == "success") {
             let order = answer.order.as_ref().unwrap().parse().unwrap();
-            until("the last are recorded", OPEN_WITHIN, async || {
-                self.order(order).await.1["status"] == "recorded"
-            })
-            .await;
+            self.is_recorded(order).await;
         }
         LAST_UNITS
     }
@@ -582,6 +581,13 @@ impl Stage {
         }
         let loses = matches!(self.kind, Kind::RedisWiped | Kind::RedisRolledBack);
         assert!(loses || books.void == 0, "serials were written off");
+    }
+
+    async fn is_recorded(&self, order: Uuid) {
+        until("what was sold is recorded", OPEN_WITHIN, async || {
+            self.order(order).await.1["status"] == "recorded"
+        })
+        .await;
     }
 
     async fn order(&self, order: Uuid) -> (u16, Value) {
