@@ -19,7 +19,6 @@ use seckill::outbox::Announcer;
 use seckill::reopen::{self, Reopener, Restoration, SETTLED_AFTER};
 use seckill::shop::{OrderStatus, Purchase, Shop};
 use seckill::stock::{Attempt, Stock};
-use seckill::till::Standing;
 use seckill::world::{Kind, World};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -225,7 +224,7 @@ impl Run {
             biased;
             () = process.node.dead() => None,
             () = sleep(patience) => None,
-            said = self.later(shop, asking) => Some(said),
+            said = self.later(asking) => Some(said),
         };
         let told = Told {
             item: item.clone(),
@@ -255,15 +254,17 @@ impl Run {
     }
 
     /// What a shop without `TELL_WITHIN` would say.
-    async fn later(&self, shop: &Shop, asking: impl Future<Output = Purchase>) -> Purchase {
+    async fn later(&self, asking: impl Future<Output = Purchase>) -> Purchase {
         let said = asking.await;
         let Purchase::Pending { order } = said else { return said };
         while self.sim.mutation == Some(Mutation::TellLate) {
-            if shop.tills().iter().any(|till| till.standing(order) == Some(Standing::Accepted)) {
+            let in_the_log = {
                 let state = self.sim.state();
                 let mut sales = state.log.iter().flatten().filter_map(|value| Sale::from_json(value).ok());
-                let sale = sales.find(|sale| sale.order == order);
-                return sale.map_or(said, |sale| Purchase::Bought { order, left: sale.remaining });
+                sales.find(|sale| sale.order == order)
+            };
+            if let Some(sale) = in_the_log {
+                return Purchase::Bought { order, left: sale.remaining };
             }
             sleep(Duration::from_millis(100)).await;
         }
