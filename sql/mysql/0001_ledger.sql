@@ -1,9 +1,10 @@
 -- The ledger: what was sold, where it stood in the journal, and what had to be put aside.
 -- For MySQL 8.4 and MariaDB 10.11; sql/sqlite has the same tables with the same columns.
+-- MySQL cannot undo a table: what is made here can be made again after an interruption.
 -- Names that decide are compared byte by byte (ascii_bin), never by the rules of a language.
 
 -- One row for every unit sold; its three unique keys make each exactly once.
-create table seckill (
+create table if not exists seckill (
     id bigint not null auto_increment,
     info mediumtext not null comment 'the message as read',
     `date` datetime(6) not null comment 'when it was sold, UTC',
@@ -26,7 +27,7 @@ create table seckill (
   comment = 'one row for every unit sold';
 
 -- How far each partition is posted: written with the rows, in one transaction.
-create table journal_offset (
+create table if not exists journal_offset (
     topic varchar(249) character set ascii collate ascii_bin not null,
     `partition` int not null,
     next_offset bigint not null comment 'to be read next',
@@ -36,7 +37,7 @@ create table journal_offset (
   comment = 'how far each partition is posted';
 
 -- Sales whose unit or order is recorded otherwise, and sales that came too late.
-create table seckill_conflict (
+create table if not exists seckill_conflict (
     id bigint not null auto_increment,
     reason varchar(64) character set ascii collate ascii_bin not null,
     info mediumtext not null comment 'the message as read',
@@ -58,7 +59,7 @@ create table seckill_conflict (
   comment = 'sales in conflict with a recorded one';
 
 -- Messages that could not be read, or whose row was refused.
-create table seckill_dead_letter (
+create table if not exists seckill_dead_letter (
     id bigint not null auto_increment,
     topic varchar(249) character set ascii collate ascii_bin not null,
     `partition` int not null,
@@ -71,7 +72,7 @@ create table seckill_dead_letter (
   comment = 'messages that could not be recorded';
 
 -- The sales that were begun, each with the term from which its messages count.
-create table seckill_term (
+create table if not exists seckill_term (
     item varchar(32) character set ascii collate ascii_bin not null,
     epoch char(36) character set ascii collate ascii_bin not null,
     term bigint not null default 0,

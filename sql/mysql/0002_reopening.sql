@@ -1,5 +1,5 @@
 -- What `restore` writes off: serials that were taken, told to nobody, and lost with Redis.
-create table seckill_void (
+create table if not exists seckill_void (
     item varchar(32) character set ascii collate ascii_bin not null,
     epoch char(36) character set ascii collate ascii_bin not null comment 'which sale of the item',
     serial bigint not null comment 'the unit within the sale',

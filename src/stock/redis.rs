@@ -47,6 +47,7 @@ pub struct RedisStock {
     seed: Script,
     shut: Script,
     open: Script,
+    books: Script,
 }
 
 struct Link {
@@ -115,6 +116,7 @@ impl RedisStock {
             seed: Script::new(include_str!("seed.lua")),
             shut: Script::new(include_str!("shut.lua")),
             open: Script::new(include_str!("open.lua")),
+            books: Script::new(include_str!("books.lua")),
         })
     }
 
@@ -402,25 +404,11 @@ impl Stock for RedisStock {
         let keys = Keys::of(item);
         self.well_typed(&keys).await?;
         type Fields = (Option<String>, Vec<Option<String>>, Vec<(String, String)>, String);
-        let answer = self
-            .ask(async |connection| {
-                redis::pipe()
-                    .atomic()
-                    .cmd("GET")
-                    .arg(&keys.counter)
-                    .cmd("HMGET")
-                    .arg(&keys.book)
-                    .arg(&["epoch", "serial", "left", "seeded", "run", "shut"])
-                    .cmd("HGETALL")
-                    .arg(&keys.books)
-                    .cmd("INFO")
-                    .arg("server")
-                    .query_async(connection)
-                    .await
-            })
-            .await?;
+        let mut script = self.books.prepare_invoke();
+        script.key(&keys.counter).key(&keys.book).key(&keys.books);
+        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
         let bad = |key: &str| StockError::Refused(format!("redis: {key}: cannot be read"));
-        let (counter, book, earlier, server): Fields =
+        let (counter, book, earlier, run): Fields =
             redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
         let counter = counter
             .map(|counter| {
@@ -430,8 +418,7 @@ impl Stock for RedisStock {
             .transpose()?;
         let number = |index: usize| book[index].as_deref().and_then(whole);
         let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
-        let run = server.lines().find_map(|line| line.strip_prefix("run_id:")).unwrap_or_default();
-        let shut = book[5].is_some() || (epoch.is_some() && book[4].as_deref() != Some(run));
+        let shut = book[4].is_some() || (epoch.is_some() && book[5].as_deref() != Some(&*run));
         let mut books = Vec::new();
         let now = counter.map_or(0, not_negative);
         if let Some(epoch) = epoch {

@@ -400,6 +400,25 @@ async fn two_programs_make_the_tables_at_once() {
 }
 
 #[tokio::test]
+async fn tables_whose_making_was_interrupted_are_made_again() {
+    let database = Database::create().await;
+    let ledger = MySqlLedger::connect_lazy(&database.url).expect("an address");
+    ledger.migrate().await.expect("migrated");
+    database.inside("update _sqlx_migrations set success = false where version = 1").await;
+    database.inside("delete from _sqlx_migrations where version > 1").await;
+    database.inside("drop table seckill_conflict").await;
+    ledger.migrate().await.expect("migrated again");
+}
+
+#[tokio::test]
+async fn a_database_that_is_still_to_be_made_is_waited_for() {
+    let database = Database::create().await;
+    let ledger = MySqlLedger::connect_lazy(&format!("{}_later", database.url)).expect("an address");
+    let refused = ledger.migrate().await.expect_err("there is no such database");
+    assert!(matches!(refused, LedgerError::Away(_)), "{refused:?}");
+}
+
+#[tokio::test]
 async fn both_schemas_have_the_same_columns() {
     let mysql = mysql().await;
     let sqlite = sqlite().await;

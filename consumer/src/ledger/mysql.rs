@@ -242,8 +242,19 @@ async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError
     if locked != Some(1) {
         return Err(LedgerError::Away("somebody else is making the tables".to_owned()));
     }
+    forget_interrupted(connection).await?;
     // The lock ends with the connection.
     MIGRATIONS.run_direct(None, connection, false).await.map_err(not_migrated)
+}
+
+/// Whoever began to make tables and did not finish is gone, with its lock; every migration can be
+/// applied again.
+async fn forget_interrupted(connection: &mut MySqlConnection) -> Result<(), LedgerError> {
+    match sqlx::query("delete from _sqlx_migrations where not success").execute(connection).await {
+        Ok(_) => Ok(()),
+        Err(error) if number(&error) == Some(NO_SUCH_TABLE) => Ok(()),
+        Err(error) => Err(not_migrated(MigrateError::Execute(error))),
+    }
 }
 
 /// Whether every migration of this program was applied already; asks for no right but to read.
@@ -275,10 +286,6 @@ fn not_migrated(error: MigrateError) -> LedgerError {
             )),
             _ => failed(error),
         },
-        MigrateError::Dirty(version) => LedgerError::Broken(format!(
-            "making the tables was interrupted in migration {version}; drop what it made and its row in \
-             _sqlx_migrations, then run `consumer migrate`"
-        )),
         other => LedgerError::Broken(other.to_string()),
     }
 }
@@ -289,11 +296,12 @@ const NO_SUCH_TABLE: u16 = 1146;
 /// Access denied, to a database, a table, a column, or for want of a privilege.
 const DENIED: [u16; 4] = [1044, 1142, 1143, 1227];
 
-/// Errors that pass: too many connections, shutting down, killed, lock wait, deadlock, no room,
-/// read-only after a failover, and the time limits that a server sets itself.
-const PASSING: [u16; 26] = [
-    1015, 1021, 1040, 1041, 1047, 1053, 1077, 1079, 1114, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203,
-    1205, 1206, 1213, 1290, 1317, 1792, 1836, 1927, 4031,
+/// Errors that pass: too many connections, a database that is still to be made, shutting down,
+/// killed, lock wait, deadlock, no room, read-only after a failover, and the time limits that a
+/// server sets itself.
+const PASSING: [u16; 27] = [
+    1015, 1021, 1040, 1041, 1047, 1049, 1053, 1077, 1079, 1114, 1152, 1158, 1159, 1160, 1161, 1180, 1184,
+    1203, 1205, 1206, 1213, 1290, 1317, 1792, 1836, 1927, 4031,
 ];
 
 /// Errors of a value: cut short, malformed, null, or against a check. Others have a SQLSTATE

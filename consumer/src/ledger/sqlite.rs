@@ -166,8 +166,9 @@ impl Ledger for SqliteLedger {
     }
 }
 
-/// Primary result codes that pass: `SQLITE_BUSY`, `SQLITE_LOCKED`, `SQLITE_FULL`.
-const PASSING: [u32; 3] = [5, 6, 13];
+/// Primary result codes that pass: `SQLITE_BUSY`, `SQLITE_LOCKED`, `SQLITE_IOERR` (a limit or a disk
+/// that somebody can mend, while the journal keeps what was sold), `SQLITE_FULL`.
+const PASSING: [u32; 4] = [5, 6, 10, 13];
 
 /// Of a value: `SQLITE_TOOBIG`, `SQLITE_MISMATCH`, and (extended) of a check, a null, a type.
 const VALUE: [u32; 2] = [18, 20];
