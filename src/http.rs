@@ -10,7 +10,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use actix_web::body::BoxBody;
-use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
+use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, header};
 use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, Error, HttpRequest, web};
@@ -57,26 +57,39 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
         shutdown_s: SHUTDOWN_S,
     };
     let front = web::Data::new(front);
-    consumer::web::serve(listener, capacity, move || {
-        App::new()
-            .app_data(front.clone())
-            .app_data(web::QueryConfig::default().error_handler(|error, request| {
-                let answer = problem(request, Code::BadRequest, Some(&error.to_string()));
-                actix_web::error::InternalError::from_response(error, answer).into()
-            }))
-            .wrap(from_fn(limited))
-            .wrap(
-                DefaultHeaders::new()
-                    .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-                    .add((header::REFERRER_POLICY, "no-referrer"))
-                    .add((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)),
-            )
-            .configure(page::routes)
-            .service(resource("/seckill/seckill", "POST").route(web::post().to(buy::buy)))
-            .service(resource("/seckill/getCount", "GET").route(web::get().to(count::count)))
-            .service(resource("/seckill/orders/{order}", "GET").route(web::get().to(order::order)))
-            .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
-    })
+    consumer::web::serve(listener, capacity, move || app(front.clone()))
+}
+
+/// Everything that can be asked for, as one worker has it.
+pub fn app(
+    front: web::Data<Front>,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<BoxBody>,
+        Error = Error,
+        InitError = (),
+    >,
+> {
+    App::new()
+        .app_data(front)
+        .app_data(web::QueryConfig::default().error_handler(|error, request| {
+            let answer = problem(request, Code::BadRequest, Some(&error.to_string()));
+            actix_web::error::InternalError::from_response(error, answer).into()
+        }))
+        .wrap(from_fn(limited))
+        .wrap(
+            DefaultHeaders::new()
+                .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+                .add((header::REFERRER_POLICY, "no-referrer"))
+                .add((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)),
+        )
+        .configure(page::routes)
+        .service(resource("/seckill/seckill", "POST").route(web::post().to(buy::buy)))
+        .service(resource("/seckill/getCount", "GET").route(web::get().to(count::count)))
+        .service(resource("/seckill/orders/{order}", "GET").route(web::get().to(order::order)))
+        .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
 }
 
 /// Refuses what is too large or too slow in the form of every other refusal.

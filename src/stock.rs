@@ -86,6 +86,14 @@ pub struct Call {
     pub settled: Vec<Uuid>,
 }
 
+impl Call {
+    /// The attempts with a name, and those without.
+    #[must_use]
+    pub fn by_name(&self) -> (Vec<&Attempt>, Vec<&Attempt>) {
+        self.attempts.iter().partition(|attempt| attempt.name.is_some())
+    }
+}
+
 /// Attempts a call: beyond this, a script holds up Redis for longer than it saves round trips.
 pub const MAX_ATTEMPTS: usize = 512;
 

@@ -162,6 +162,7 @@ impl World {
     pub async fn begin_sale(&self, item: &Item, units: u64) -> Result<Uuid, String> {
         let epoch = Uuid::now_v7();
         let deadline = Instant::now() + SEED_WITHIN;
+        let mut said = String::new();
         loop {
             let error = match self.seed(item, units, epoch).await {
                 Ok(()) => return Ok(epoch),
@@ -180,7 +181,11 @@ impl World {
                     .map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
                 return Err(format!("no sale was begun: {error}{after}"));
             }
-            log::warn!("seed: {error}; trying again");
+            let why = error.to_string();
+            if why != said {
+                log::warn!("seed: {why}; trying again for up to {} s", SEED_WITHIN.as_secs());
+                said = why;
+            }
             sleep(SEED_AGAIN_AFTER).await;
         }
     }

@@ -213,6 +213,8 @@ impl Consumer {
             Read::Quiet => {
                 let due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
                 if due && !self.assigned.is_empty() {
+                    // Nothing to post; but could it?
+                    self.ledger.checkpoints(&self.topic).await?;
                     self.report().await;
                     self.measure().await;
                 }

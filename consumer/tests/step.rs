@@ -33,6 +33,7 @@ struct Script {
     answers: VecDeque<LedgerError>,
     slow: Option<Duration>,
     checkpoints: BTreeMap<i32, Checkpoint>,
+    away: bool,
     closed: bool,
 }
 
@@ -83,7 +84,11 @@ impl Ledger for FakeLedger {
     }
 
     async fn checkpoints(&self, _: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
-        Ok(self.0.lock().expect("the script").checkpoints.clone())
+        let script = self.0.lock().expect("the script");
+        if script.away {
+            return Err(LedgerError::Away("down".into()));
+        }
+        Ok(script.checkpoints.clone())
     }
 
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError> {
@@ -237,6 +242,17 @@ async fn another_message_before_the_checkpoint_stops() {
         }
         assert!(stage.posts().is_empty());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_nothing_to_post_it_notices_a_ledger_that_is_away() {
+    let mut stage = stage(vec![Read::Assigned(vec![0]), Read::Quiet, Read::Quiet, Read::Quiet], &[]);
+    stage.step().await;
+    stage.script.lock().expect("the script").away = true;
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert!(matches!(stage.step().await, Step::Away(why) if why.contains("down")));
+    stage.script.lock().expect("the script").away = false;
+    assert_eq!(stage.step().await, Step::Quiet);
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script, Value,
+    AsyncConnectionConfig, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script,
+    ScriptInvocation, Value,
 };
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -168,6 +169,39 @@ impl RedisStock {
 }
 
 impl RedisStock {
+    /// What a call sends to Redis.
+    pub fn taking<'s>(&'s self, item: &Item, call: &Call) -> ScriptInvocation<'s> {
+        let keys = Keys::of(item);
+        let (named, anonymous) = call.by_name();
+        let mut lines = String::with_capacity(anonymous.len() * 37);
+        for attempt in &anonymous {
+            attempt.write_line(&mut lines);
+        }
+        let mut script = self.take.prepare_invoke();
+        script
+            .key(&keys.counter)
+            .key(&keys.book)
+            .key(&keys.outbox)
+            .key(&keys.attempts)
+            .arg(call.offer.to_string())
+            .arg(call.at.as_microsecond())
+            .arg(call.id.to_string())
+            .arg(u8::from(call.taking))
+            .arg(anonymous.len())
+            .arg(lines)
+            .arg(named.len());
+        for attempt in &named {
+            script.arg(attempt.name.as_deref());
+        }
+        for attempt in &named {
+            script.arg(attempt.order.to_string());
+        }
+        for settled in &call.settled {
+            script.arg(settled.to_string());
+        }
+        script
+    }
+
     /// An error that names the first of an item's keys that is of another type than ours: Redis
     /// itself says only that one of those asked for is.
     async fn well_typed(&self, keys: &Keys) -> Result<(), StockError> {
@@ -191,7 +225,7 @@ impl RedisStock {
 /// What Redis said; our own scripts name the key.
 fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
-        (Some("BADKEY" | "SHUT"), Some(detail)) => format!("redis: {detail}"),
+        (Some("BADKEY" | "SHUT" | "OUTDATED"), Some(detail)) => format!("redis: {detail}"),
         _ => format!("redis: {error}"),
     }
 }
@@ -242,35 +276,8 @@ impl Link {
 #[async_trait]
 impl Stock for RedisStock {
     async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
-        let keys = Keys::of(item);
-        let (named, anonymous): (Vec<_>, Vec<_>) =
-            call.attempts.iter().partition(|attempt| attempt.name.is_some());
-        let mut lines = String::with_capacity(anonymous.len() * 37);
-        for attempt in &anonymous {
-            attempt.write_line(&mut lines);
-        }
-        let mut script = self.take.prepare_invoke();
-        script
-            .key(&keys.counter)
-            .key(&keys.book)
-            .key(&keys.outbox)
-            .key(&keys.attempts)
-            .arg(call.offer.to_string())
-            .arg(call.at.as_microsecond())
-            .arg(call.id.to_string())
-            .arg(u8::from(call.taking))
-            .arg(anonymous.len())
-            .arg(lines)
-            .arg(named.len());
-        for attempt in &named {
-            script.arg(attempt.name.as_deref());
-        }
-        for attempt in &named {
-            script.arg(attempt.order.to_string());
-        }
-        for settled in &call.settled {
-            script.arg(settled.to_string());
-        }
+        let (named, anonymous) = call.by_name();
+        let script = self.taking(item, call);
         let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
         let answer: Answer = redis::from_redis_value(answer)
             .map_err(|error| StockError::Silent(format!("redis: the script's answer: {error}")))?;
@@ -618,6 +625,19 @@ mod tests {
     async fn the_contract() {
         let (stock, item) = stock();
         keeps_the_contract(&stock, &item).await;
+    }
+
+    #[tokio::test]
+    async fn of_two_sales_begun_at_once_the_later_stays() {
+        let (stock, item) = stock();
+        let (earlier, later) = (Uuid::now_v7(), Uuid::now_v7());
+        stock.seed(&item, 2, later).await.expect("seeded");
+        match stock.seed(&item, 9, earlier).await {
+            Err(StockError::Refused(why)) => assert!(why.contains("a newer sale"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        let book = stock.books(&item).await.expect("books").remove(0);
+        assert_eq!((book.epoch, book.left), (later, 2));
     }
 
     #[tokio::test]

@@ -29,6 +29,11 @@ if epoch == ARGV[1] or redis.call('HEXISTS', BOOKS, ARGV[1]) == 1 then return 0 
 if shut or (epoch and last ~= run) then
   return redis.error_reply('SHUT the books of ' .. COUNTER .. ' are not complete, or not checked yet')
 end
+-- Of two that are begun at once the later stays, here as in the ledger: names begin with the time.
+if epoch and epoch > ARGV[1] then
+  return redis.error_reply('OUTDATED a newer sale of ' .. COUNTER .. ' runs, ' .. epoch
+    .. '; if nobody began one now, the clock of this machine is behind')
+end
 local stands = redis.pcall('GET', COUNTER)
 if epoch then
   -- What was left is withdrawn; what an operator did since the last batch still counts.

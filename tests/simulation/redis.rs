@@ -221,6 +221,9 @@ impl Redis {
         {
             return Err(StockError::Refused("SHUT".into()));
         }
+        if shelf.book.epoch.is_some_and(|running| running > epoch) {
+            return Err(StockError::Refused("OUTDATED".into()));
+        }
         if let Some(before) = shelf.book.epoch {
             let now = shelf.stands();
             let seeded = shelf.book.seeded + now as i64 - shelf.book.left as i64;

@@ -145,9 +145,11 @@ async fn redis_away() {
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_started_last() {
     let kafka = Shared::take("kafka").await;
+    let mut servers = Servers::prepare();
+    // A database that is missing would end the consumer: no waiting makes one.
+    servers.make_database().await;
     kafka.is("stop");
     script(&["stop", "mariadb"]);
-    let mut servers = Servers::prepare();
     let node = servers.node(&[]);
     let mut consumer = servers.consumer();
     until("the service says that it waits", Duration::from_secs(10), async || {
@@ -159,7 +161,6 @@ async fn servers_started_last() {
     servers.start_redis().await;
     kafka.is("start");
     script(&["start", "mariadb"]);
-    servers.make_database().await;
     servers.redis::<()>(&["SET", "counter", "10"]).await;
     node.reaches("open", Duration::from_secs(15)).await;
     let answers = crowd(&[node.buy_url()], 20, 20, false).await;

@@ -411,14 +411,6 @@ async fn tables_whose_making_was_interrupted_are_made_again() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_still_to_be_made_is_waited_for() {
-    let database = Database::create().await;
-    let ledger = MySqlLedger::connect_lazy(&format!("{}_later", database.url)).expect("an address");
-    let refused = ledger.migrate().await.expect_err("there is no such database");
-    assert!(matches!(refused, LedgerError::Away(_)), "{refused:?}");
-}
-
-#[tokio::test]
 async fn both_schemas_have_the_same_columns() {
     let mysql = mysql().await;
     let sqlite = sqlite().await;
