@@ -204,6 +204,11 @@ impl World {
         }
         self.ledger.migrate().await.map_err(refused)?;
         self.ledger.begin_sale(item.name(), epoch, units).await.map_err(refused)?;
+        if self.ledger.account(item.name(), epoch).await.map_err(refused)?.outdated {
+            return Err(StockError::Refused(format!(
+                "the ledger knows a newer sale of {item}; if nobody began one now, the clock of this machine is behind"
+            )));
+        }
         self.stock.seed(item, units, epoch).await
     }
 }

@@ -152,7 +152,9 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         let shelf = state.redis.shelf(item).clone();
         let told_of = run.begun.lock().expect("not poisoned").clone();
         let mut after = state.begun.iter().skip_while(|begun| Some(**begun) != shelf.book.epoch).skip(1);
-        if after.any(|newer| told_of.contains(&(item.clone(), *newer))) {
+        // Of two that were begun at once the later one is the one that was asked for later.
+        let asked_later = |newer: &Uuid| shelf.book.epoch.is_some_and(|running| running < *newer);
+        if after.any(|newer| asked_later(newer) && told_of.contains(&(item.clone(), *newer))) {
             wrong.push(format!("an old sale lives again: {item}"));
         }
         if let Some(epoch) = shelf.book.epoch {
