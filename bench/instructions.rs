@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::{body, test, web};
+use actix_web::{App, HttpResponse, body, test, web};
 use async_trait::async_trait;
 use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
@@ -136,12 +136,36 @@ fn requests(units: u64, request: fn() -> test::TestRequest) -> Piece {
             till.refreshed().await;
         }
         let app = test::init_service(http::app(web::Data::new(Front { shop, window, metrics }))).await;
-        let one = |_| request().insert_header(("Accept-Language", "en-US,en;q=0.9")).to_request();
+        let one = |_| request().to_request();
         let mut requests: Vec<_> = (0..=MANY).map(one).collect();
         let first = test::call_service(&app, requests.pop().expect("one")).await;
         assert!(first.status().is_success());
         (app, requests)
     });
+    Box::new(move || {
+        local.block_on(&runtime, async {
+            for request in requests {
+                let answer = test::call_service(&app, request).await;
+                let _ = black_box(body::to_bytes(answer.into_body()).await);
+            }
+        });
+    })
+}
+
+/// The baseline of scripts/bench, for comparison.
+fn hello() -> Piece {
+    let runtime = runtime();
+    let local = LocalSet::new();
+    let app = local.block_on(&runtime, async {
+        let hello = async || {
+            let answer = r#"{"code":"sold_out","messages":"Sold out","num":0}"#;
+            HttpResponse::Ok().insert_header(("Content-Type", "application/json")).body(answer)
+        };
+        let app = test::init_service(App::new().default_service(web::to(hello))).await;
+        test::call_service(&app, test::TestRequest::post().to_request()).await;
+        app
+    });
+    let requests: Vec<_> = (0..MANY).map(|_| test::TestRequest::post().to_request()).collect();
     Box::new(move || {
         local.block_on(&runtime, async {
             for request in requests {
@@ -254,6 +278,7 @@ fn messages() -> Piece {
 }
 
 #[library_benchmark]
+#[bench::hello(hello())]
 #[bench::sold_out(sold_out())]
 #[bench::bought(bought())]
 #[bench::bought_with_a_key(bought_with_a_key())]
