@@ -16,6 +16,7 @@ use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use prometheus::Registry;
+use seckill::desk::Desk;
 use seckill::gate::Window;
 use seckill::http::{self, Front};
 use seckill::item::Item;
@@ -209,7 +210,8 @@ fn till() -> Piece {
     let attempts = attempts(false);
     Box::new(move || {
         runtime.block_on(async {
-            let all = attempts.into_iter().map(|attempt| till.attempt(attempt));
+            let desk = Desk::open();
+            let all = attempts.into_iter().map(|attempt| till.attempt(&desk, attempt));
             for told in join_all(all).await {
                 assert!(matches!(told, Purchase::Bought { .. }));
             }

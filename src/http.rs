@@ -12,11 +12,11 @@ use std::sync::Arc;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, header};
-use actix_web::middleware::{DefaultHeaders, Next, from_fn};
-use actix_web::{App, Error, HttpRequest, web};
-use consumer::web::{Capacity, within_limits};
+use actix_web::{App, Error, HttpRequest, HttpResponse, web};
+use consumer::web::{Capacity, limited};
 use serde::Deserialize;
 
+use crate::desk::Desk;
 use crate::gate::Window;
 use crate::item::Item;
 use crate::metrics::Metrics;
@@ -29,10 +29,6 @@ const MAX_CONNECTIONS: usize = 50_000;
 const RESERVED_FILES: u64 = 512;
 /// How long a shut-down waits for buyers in flight: a buyer has an answer within 5 s.
 const SHUTDOWN_S: u64 = 6;
-
-/// Nothing from elsewhere, nothing inline.
-const CONTENT_SECURITY_POLICY: &str =
-    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What the handlers share.
 pub struct Front {
@@ -74,35 +70,30 @@ pub fn app(
 > {
     App::new()
         .app_data(front)
+        // This thread's.
+        .app_data(Desk::open())
         .app_data(web::QueryConfig::default().error_handler(|error, request| {
             let answer = problem(request, Code::BadRequest, Some(&error.to_string()));
             actix_web::error::InternalError::from_response(error, answer).into()
         }))
-        .wrap(from_fn(limited))
-        .wrap(
-            DefaultHeaders::new()
-                .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-                .add((header::REFERRER_POLICY, "no-referrer"))
-                .add((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY)),
-        )
-        .configure(page::routes)
+        .wrap_fn(|request, service| limited(request, service, refuse))
+        // In the order in which they are asked for.
         .service(resource("/seckill/seckill", "POST").route(web::post().to(buy::buy)))
         .service(resource("/seckill/getCount", "GET").route(web::get().to(count::count)))
         .service(resource("/seckill/orders/{order}", "GET").route(web::get().to(order::order)))
+        .configure(page::routes)
         .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
 }
 
-/// Refuses what is too large or too slow in the form of every other refusal.
-async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
-    let (request, code) = match within_limits(request).await {
-        Ok(request) => return next.call(request).await,
-        Err((request, StatusCode::PAYLOAD_TOO_LARGE)) => (request, Code::BodyTooLarge),
-        Err((request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)) => (request, Code::HeadTooLarge),
-        Err((request, StatusCode::REQUEST_TIMEOUT)) => (request, Code::TooSlow),
-        Err((request, _)) => (request, Code::BadRequest),
+/// What is too large or too slow is refused in the form of every other refusal.
+fn refuse(request: &HttpRequest, status: StatusCode) -> HttpResponse {
+    let code = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::HeadTooLarge,
+        StatusCode::REQUEST_TIMEOUT => Code::TooSlow,
+        _ => Code::BadRequest,
     };
-    let answer = problem(&request, code, None);
-    Ok(ServiceResponse::new(request, answer))
+    problem(request, code, None)
 }
 
 /// A path that says which methods it knows.

@@ -1,7 +1,7 @@
 //! What is on sale: the name of an item and of the counter that operators set for it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// 1 to 32 of `a-z`, `0-9`, `-`. The default item is called `counter` everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -34,8 +34,10 @@ impl Item {
 }
 
 impl Default for Item {
+    /// The same text for all: most requests ask for it.
     fn default() -> Self {
-        Self(DEFAULT.into())
+        static ITEM: LazyLock<Item> = LazyLock::new(|| Item(DEFAULT.into()));
+        ITEM.clone()
     }
 }
 

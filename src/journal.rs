@@ -95,11 +95,17 @@ impl Receipt {
         (0..self.states.len()).all(|index| self.of(index) == Delivery::Acknowledged)
     }
 
-    /// Waits until the journal has said something of every sale.
+    /// Whether the journal has said something of every sale.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) == 0
+    }
+
+    /// Waits until it has.
     pub async fn done(&self) {
         loop {
             let notified = self.done.notified();
-            if self.waiting.load(Ordering::Acquire) == 0 {
+            if self.is_done() {
                 return;
             }
             notified.await;

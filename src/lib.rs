@@ -11,13 +11,14 @@
 //!
 //! Read in this order: [`http`] (what a client can ask), [`shop`] (the rule of the sale),
 //! [`gate`] (what is answered without asking anyone), [`till`] (many attempts become one call),
-//! [`stock`] (where units are), [`journal`] (where sales are made durable), [`outbox`] (what was
+//! [`desk`] (many answers wake a thread once), [`stock`] (where units are), [`journal`] (where sales are made durable), [`outbox`] (what was
 //! taken and not acknowledged), [`reopen`] (why a restarted Redis is not believed). The other half of the path is the package `consumer`.
 //!
 //! Around them: [`world`] (servers, or one file), [`serve`] (the process), [`audit`] (the check
 //! of the books) and [`operate`] (the operators' commands).
 
 pub mod audit;
+pub mod desk;
 pub mod gate;
 pub mod http;
 pub mod item;

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::audit;
+use crate::desk::Desk;
 use crate::gate::{Gate, Window};
 use crate::item::Item;
 use crate::journal::Journal;
@@ -144,8 +145,9 @@ impl Shop {
         })
     }
 
-    /// One attempt to buy one unit. The same `key` again is the same attempt.
-    pub async fn buy(&self, item: &Item, key: Option<&str>) -> Purchase {
+    /// One attempt to buy one unit, by somebody who waits at `desk`. The same `key` again is the
+    /// same attempt.
+    pub async fn buy(&self, desk: &Desk, item: &Item, key: Option<&str>) -> Purchase {
         if self.window.before_opening() {
             return Purchase::NotOpen;
         }
@@ -160,7 +162,7 @@ impl Shop {
             return refusal;
         }
         let attempt = Attempt { order: Uuid::now_v7(), name: key.map(|key| format!("k:{key}")) };
-        till.attempt(attempt).await
+        till.attempt(desk, attempt).await
     }
 
     /// What the page shows, from what the node knows: never a question per call for an item

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use crate::desk::{Answers, Buyer, Desk};
 use crate::gate::{Gate, Level, REFRESH_EVERY, Window};
 use crate::item::Item;
 use crate::journal::{Delivery, Journal, Receipt};
@@ -95,7 +96,7 @@ struct Flight {
 struct Waiting {
     since: Instant,
     attempt: Attempt,
-    answer: oneshot::Sender<Purchase>,
+    buyer: Buyer,
 }
 
 /// What a node itself knows of an order.
@@ -185,11 +186,11 @@ impl Till {
         let _ = self.replies.subscribe().wait_for(|replies| *replies > 0).await;
     }
 
-    /// Puts an attempt into the queue and waits for its answer.
-    pub async fn attempt(&self, attempt: Attempt) -> Purchase {
+    /// Puts an attempt into the queue and waits at the desk for its answer.
+    pub async fn attempt(&self, desk: &Desk, attempt: Attempt) -> Purchase {
         let order = attempt.order;
-        let (answer, answered) = oneshot::channel();
-        match self.queue.try_send(Waiting { since: Instant::now(), attempt, answer }) {
+        let (buyer, answered) = desk.wait();
+        match self.queue.try_send(Waiting { since: Instant::now(), attempt, buyer }) {
             Ok(()) => answered.await.unwrap_or(Purchase::Pending { order }),
             Err(mpsc::error::TrySendError::Full(_)) => Purchase::Busy,
             Err(mpsc::error::TrySendError::Closed(_)) => Purchase::Unavailable,
@@ -272,27 +273,31 @@ impl Till {
     /// One call: take, append, answer.
     async fn call(self: Arc<Self>, waiting: Vec<Waiting>, permit: OwnedSemaphorePermit) {
         let asked = Instant::now();
-        let (waiting, late): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|waiting| asked - waiting.since <= WAIT_WITHIN);
-        for late in late {
-            let _ = late.answer.send(Purchase::Busy);
+        let mut answers = Answers::default();
+        let (mut attempts, mut buyers) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+        for Waiting { since, attempt, buyer } in waiting {
+            if asked - since <= WAIT_WITHIN {
+                buyers.push((buyer, attempt.order));
+                attempts.push(attempt);
+            } else {
+                answers.add(buyer, Purchase::Busy);
+            }
         }
-        let (attempts, answers): (Vec<_>, Vec<_>) =
-            waiting.into_iter().map(|waiting| (waiting.attempt, waiting.answer)).unzip();
         if !attempts.is_empty() {
             self.metrics.take_batch_attempts.observe(attempts.len() as f64);
         }
-        let orders: Vec<Uuid> = attempts.iter().map(|attempt| attempt.order).collect();
+        drop(answers);
         let reply = match self.ask(attempts).await {
             Ok((reply, taking)) => (reply, taking),
             Err(error) => {
                 drop(permit);
-                for (answer, order) in answers.into_iter().zip(orders) {
+                let mut answers = Answers::default();
+                for (buyer, order) in buyers {
                     let told = match error {
                         StockError::Refused(_) => Purchase::Unavailable,
                         StockError::Silent(_) => Purchase::Pending { order },
                     };
-                    let _ = answer.send(told);
+                    answers.add(buyer, told);
                 }
                 return;
             }
@@ -309,19 +314,19 @@ impl Till {
         // The next call may go: what is left to do is between the journal and these buyers.
         drop(permit);
 
-        let mut later = Vec::new();
-        for ((answer, order), outcome) in answers.into_iter().zip(orders).zip(outcomes) {
+        let (mut answers, mut later) = (Answers::default(), Vec::new());
+        for ((buyer, order), outcome) in buyers.into_iter().zip(outcomes) {
             let told = match outcome {
                 Outcome::Taken(index) => match &flight {
                     Some(flight) => {
-                        later.push((answer, Arc::clone(flight), index));
+                        later.push((buyer, Arc::clone(flight), index));
                         continue;
                     }
                     None => Purchase::Pending { order },
                 },
                 Outcome::Known(known) if known.open => match known.place(&flights) {
                     Some((flight, index)) => {
-                        later.push((answer, flight, index));
+                        later.push((buyer, flight, index));
                         continue;
                     }
                     None => Purchase::Pending { order: known.order },
@@ -332,12 +337,18 @@ impl Till {
                 Outcome::NotTaken => not_taken,
                 Outcome::Unreadable | Outcome::Shut => Purchase::Unavailable,
             };
-            let _ = answer.send(tell(asked, told));
+            answers.add(buyer, tell(asked, told));
         }
+        drop(answers);
         let deadline = asked + TELL_WITHIN;
-        for (answer, flight, index) in later {
-            let _ = timeout_at(deadline, flight.receipt.done()).await;
-            let _ = answer.send(tell(asked, flight.told(index)));
+        let mut answers = Answers::default();
+        for (buyer, flight, index) in later {
+            if !flight.receipt.is_done() {
+                // Whoever has an answer does not wait for those who have none yet.
+                answers = Answers::default();
+                let _ = timeout_at(deadline, flight.receipt.done()).await;
+            }
+            answers.add(buyer, tell(asked, flight.told(index)));
         }
     }
 

@@ -10,15 +10,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use actix_http::{HttpService, Protocol, Request, Response};
-use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, map_config};
-use actix_web::body::MessageBody;
-use actix_web::dev::{AppConfig, Server, ServiceRequest};
+use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt as _, map_config};
+use actix_web::body::{BodyStream, MessageBody, to_bytes_limited};
+use actix_web::dev::{AppConfig, Payload, Server, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use actix_web::rt::net::TcpStream;
-use actix_web::{Error, HttpRequest, web};
+use actix_web::{Error, HttpMessage as _, HttpRequest, HttpResponse};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 /// A connection's first head must be there within this time, however its bytes arrive.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
@@ -102,79 +102,147 @@ where
     Ok(server.run())
 }
 
-/// Reads the body to its end and throws it away, within the limits: nothing here has a use for
-/// one, and an unread one would end the connection.
-///
-/// # Errors
-/// The request, and the status to refuse it with.
-pub async fn within_limits(mut request: ServiceRequest) -> Result<ServiceRequest, (HttpRequest, StatusCode)> {
-    let refused = |request: ServiceRequest, status| Err((request.into_parts().0, status));
+/// Refuses what is too large or too slow, in the words of `refuse`, and passes on the rest. A body is
+/// read to its end and thrown away: nothing here has a use for one, and an unread one would end
+/// the connection.
+pub fn limited<S>(
+    mut request: ServiceRequest,
+    service: &S,
+    refuse: fn(&HttpRequest, StatusCode) -> HttpResponse,
+) -> impl Future<Output = Result<ServiceResponse, Error>> + use<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse, Error = Error>,
+{
+    let way = match has_body(&request) {
+        Err(status) => Way::Refused(request.into_parts().0, status),
+        Ok(false) => Way::Straight(service.call(request)),
+        Ok(true) => {
+            let body = request.take_payload();
+            Way::Body(body, request.request().clone(), service.call(request))
+        }
+    };
+    async move {
+        let (request, status) = match way {
+            Way::Straight(answer) => return answer.await,
+            Way::Refused(request, status) => (request, status),
+            Way::Body(body, request, answer) => match discard(body).await {
+                Ok(()) => return answer.await,
+                Err(status) => (request, status),
+            },
+        };
+        let answer = refuse(&request, status);
+        Ok(ServiceResponse::new(request, answer))
+    }
+}
+
+/// What becomes of a request; its answer is not begun before it is awaited.
+enum Way<A> {
+    Straight(A),
+    Body(Payload, HttpRequest, A),
+    Refused(HttpRequest, StatusCode),
+}
+
+/// Whether a body follows.
+fn has_body(request: &ServiceRequest) -> Result<bool, StatusCode> {
     let headers = request.headers();
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if head + target > MAX_HEAD {
-        return refused(request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     let length =
         headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok().and_then(|it| it.parse().ok()));
     match length {
-        None if !headers.contains_key(TRANSFER_ENCODING) => return Ok(request),
+        None => Ok(headers.contains_key(TRANSFER_ENCODING)),
         Some(length) if length.is_none_or(|bytes: usize| bytes > MAX_BODY) => {
-            return refused(request, StatusCode::PAYLOAD_TOO_LARGE);
+            Err(StatusCode::PAYLOAD_TOO_LARGE)
         }
-        _ => {}
+        Some(_) => Ok(true),
     }
-    let Ok(body) = request.extract::<web::Payload>().await else {
-        return refused(request, StatusCode::BAD_REQUEST);
-    };
-    match timeout(BODY_WITHIN, body.to_bytes_limited(MAX_BODY)).await {
-        Ok(Ok(Ok(_))) => Ok(request),
-        Ok(Ok(Err(_))) => refused(request, StatusCode::BAD_REQUEST),
-        Ok(Err(_)) => refused(request, StatusCode::PAYLOAD_TOO_LARGE),
-        Err(_) => refused(request, StatusCode::REQUEST_TIMEOUT),
+}
+
+async fn discard(body: Payload) -> Result<(), StatusCode> {
+    match timeout(BODY_WITHIN, to_bytes_limited(BodyStream::new(body), MAX_BODY)).await {
+        Ok(Ok(Ok(_))) => Ok(()),
+        Ok(Ok(Err(_))) => Err(StatusCode::BAD_REQUEST),
+        Ok(Err(_)) => Err(StatusCode::PAYLOAD_TOO_LARGE),
+        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
     }
 }
 
 /// A connection that ends when its client keeps us waiting.
 struct Patient {
     stream: TcpStream,
-    /// Runs from the first byte of a request until something is answered.
-    unanswered: Option<Pin<Box<Sleep>>>,
-    /// Runs while the client takes nothing.
-    unread: Option<Pin<Box<Sleep>>>,
+    /// From the first byte of a request until something is answered.
+    unanswered: Deadline,
+    /// While the client takes nothing.
+    unread: Deadline,
 }
 
 impl Patient {
     fn new(stream: TcpStream) -> Self {
-        Self { stream, unanswered: None, unread: None }
+        Self { stream, unanswered: Deadline::default(), unread: Deadline::default() }
     }
 
     /// Notes what a write came to.
     fn written(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
-            let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(UNREAD_WITHIN)));
-            ready!(unread.as_mut().poll(cx));
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            self.unread.set(UNREAD_WITHIN);
+            return if self.unread.passed(cx) {
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            } else {
+                Poll::Pending
+            };
         }
-        self.unread = None;
-        self.unanswered = None;
+        self.unread.clear();
+        self.unanswered.clear();
         written
+    }
+}
+
+/// A time that is mostly taken back before it comes: that costs a look at the clock, and no timer.
+#[derive(Default)]
+struct Deadline {
+    at: Option<Instant>,
+    /// Set for this deadline, or for an earlier one that was taken back.
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    /// From now on, unless it is set already.
+    fn set(&mut self, within: Duration) {
+        self.at.get_or_insert_with(|| Instant::now() + within);
+    }
+
+    fn clear(&mut self) {
+        self.at = None;
+    }
+
+    /// Whether it has come; wakes the task when it does.
+    fn passed(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(at) = self.at else { return false };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        while alarm.as_mut().poll(cx).is_ready() {
+            if alarm.deadline() >= at {
+                return true;
+            }
+            alarm.as_mut().reset(at);
+        }
+        false
     }
 }
 
 impl AsyncRead for Patient {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Some(unanswered) = &mut this.unanswered
-            && unanswered.as_mut().poll(cx).is_ready()
-        {
+        if this.unanswered.passed(cx) {
             // As if the client had ended: whatever is still to be answered is.
             return Poll::Ready(Ok(()));
         }
         let before = into.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, into))?;
-        if into.filled().len() > before && this.unanswered.is_none() {
-            this.unanswered = Some(Box::pin(sleep(UNANSWERED_WITHIN)));
+        if into.filled().len() > before {
+            this.unanswered.set(UNANSWERED_WITHIN);
         }
         Poll::Ready(Ok(()))
     }

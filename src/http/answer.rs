@@ -1,8 +1,8 @@
 //! The words of every answer: its code, its status, its sentence in two languages.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, AcceptLanguage, Header as _};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::http::header::{self, AcceptLanguage, Header as _, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde_json::json;
 
 /// An answer's `code`.
@@ -101,8 +101,12 @@ pub(super) enum Language {
 impl Language {
     /// The client's preferred one of the two; Chinese without any preference.
     pub(super) fn of(request: &HttpRequest) -> Self {
-        if !request.headers().contains_key(header::ACCEPT_LANGUAGE) {
-            return Self::Zh;
+        let Some(accepted) = request.headers().get(header::ACCEPT_LANGUAGE) else { return Self::Zh };
+        // Most browsers name the one they like best first, without a weight.
+        match accepted.as_bytes() {
+            [b'z', b'h', b',' | b'-', ..] | b"zh" => return Self::Zh,
+            [b'e', b'n', b',' | b'-', ..] | b"en" => return Self::En,
+            _ => {}
         }
         let ranked = AcceptLanguage::parse(request).map(|accepted| accepted.ranked()).unwrap_or_default();
         ranked
@@ -129,10 +133,25 @@ pub(super) fn problem(request: &HttpRequest, code: Code, detail: Option<&str>) -
     if let (Some(detail), Some(members)) = (detail, body.as_object_mut()) {
         members.insert("detail".into(), detail.into());
     }
-    let mut answer = HttpResponse::build(code.status());
-    answer.insert_header((header::CACHE_CONTROL, "no-store"));
+    let mut answer = head(code.status(), "application/problem+json", NO_STORE);
     if matches!(code, Code::Busy | Code::Unavailable) {
         answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
     }
-    answer.content_type("application/problem+json").body(body.to_string())
+    answer.body(body.to_string())
 }
+
+/// The head of an answer: what it is, and nothing else, and who may keep it.
+pub(super) fn head(status: StatusCode, kind: &'static str, keep: &'static str) -> HttpResponseBuilder {
+    let mut answer = HttpResponse::build(status);
+    answer
+        .insert_header((header::CONTENT_TYPE, HeaderValue::from_static(kind)))
+        .insert_header((header::CACHE_CONTROL, HeaderValue::from_static(keep)))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
+    answer
+}
+
+/// What is one buyer's is kept by nobody.
+pub(super) const NO_STORE: &str = "no-store";
+
+/// The type of every answer that is no refusal.
+pub(super) const JSON: &str = "application/json";

@@ -1,17 +1,23 @@
 //! `POST /seckill/seckill`: one attempt to buy one unit.
 
-use actix_web::http::header;
+use std::sync::LazyLock;
+
+use actix_web::http::header::{self, HeaderName};
+use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::answer::{Code, Language, problem};
+use super::answer::{Code, JSON, Language, NO_STORE, head, problem};
 use super::{Front, Query};
+use crate::desk::Desk;
 use crate::shop::Purchase;
 
 /// An attempt's name: as long as a UUID and some more, so that it is cheap to keep.
 const MAX_KEY: usize = 64;
+
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 #[derive(Serialize)]
 struct Body {
@@ -21,6 +27,16 @@ struct Body {
     num: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Uuid>,
+}
+
+/// What all but a few hear in the busiest second, written once.
+static SOLD_OUT_ZH: LazyLock<Bytes> = LazyLock::new(|| sold_out(Language::Zh));
+static SOLD_OUT_EN: LazyLock<Bytes> = LazyLock::new(|| sold_out(Language::En));
+
+fn sold_out(language: Language) -> Bytes {
+    let code = Code::SoldOut;
+    let body = Body { code: code.name(), messages: code.message(language, 0), num: Some(0), order: None };
+    serde_json::to_vec(&body).unwrap_or_default().into()
 }
 
 pub(super) async fn buy(
@@ -45,7 +61,10 @@ async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, 
         Ok(key) => key,
         Err(why) => return malformed(why),
     };
-    let (code, num, order) = match front.shop.buy(&item, key).await {
+    let Some(desk) = request.app_data::<Desk>() else {
+        return (Code::Unavailable, problem(request, Code::Unavailable, None));
+    };
+    let (code, num, order) = match front.shop.buy(desk, &item, key).await {
         Purchase::Bought { order, left } => (Code::Success, Some(left), Some(order)),
         Purchase::SoldOut => (Code::SoldOut, Some(0), None),
         Purchase::Pending { order } => (Code::Pending, None, Some(order)),
@@ -58,9 +77,16 @@ async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, 
     if !code.status().is_success() {
         return (code, problem(request, code, None));
     }
-    let messages = code.message(Language::of(request), num.unwrap_or(0));
-    let mut answer = HttpResponse::build(code.status());
-    answer.insert_header((header::CACHE_CONTROL, "no-store"));
+    let language = Language::of(request);
+    if code == Code::SoldOut {
+        let body = match language {
+            Language::Zh => &SOLD_OUT_ZH,
+            Language::En => &SOLD_OUT_EN,
+        };
+        return (code, head(code.status(), JSON, NO_STORE).body(Bytes::clone(body)));
+    }
+    let messages = code.message(language, num.unwrap_or(0));
+    let mut answer = head(code.status(), JSON, NO_STORE);
     if let (Code::Pending, Some(order)) = (code, order) {
         answer.insert_header((header::LOCATION, format!("/seckill/orders/{order}")));
     }
@@ -70,7 +96,7 @@ async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, 
 /// The attempt's name, if it has one.
 fn idempotency_key(request: &HttpRequest) -> Result<Option<&str>, &'static str> {
     const WRONG: &str = "Idempotency-Key: give 1 to 64 printable ASCII characters, once";
-    let mut keys = request.headers().get_all("Idempotency-Key");
+    let mut keys = request.headers().get_all(&IDEMPOTENCY_KEY);
     let Some(key) = keys.next() else { return Ok(None) };
     if keys.next().is_some() {
         return Err(WRONG);

@@ -1,11 +1,11 @@
 //! `GET /seckill/getCount`: what is left, and what a buyer could expect now.
 
-use actix_web::http::header;
+use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::answer::{Code, problem};
+use super::answer::{Code, JSON, head, problem};
 use super::{Front, Query};
 use crate::gate::now_ms;
 use crate::shop::State;
@@ -35,7 +35,7 @@ pub(super) async fn count(
         Err(why) => return problem(&request, Code::BadRequest, Some(&why)),
     };
     let view = front.shop.view(&item).await;
-    HttpResponse::Ok().insert_header((header::CACHE_CONTROL, "public, max-age=1")).json(Body {
+    head(StatusCode::OK, JSON, "public, max-age=1").json(Body {
         num: view.left,
         state: match view.state {
             State::NotOpen => "not_open",

@@ -1,12 +1,12 @@
 //! `GET /seckill/orders/{order}`: what became of an order.
 
-use actix_web::http::header;
+use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::json;
 use uuid::Uuid;
 
 use super::Front;
-use super::answer::{Code, problem};
+use super::answer::{Code, JSON, NO_STORE, head, problem};
 use crate::shop::OrderStatus;
 
 pub(super) async fn order(
@@ -25,7 +25,5 @@ pub(super) async fn order(
             return problem(&request, Code::NotFound, Some("this order did not come about"));
         }
     };
-    HttpResponse::Ok()
-        .insert_header((header::CACHE_CONTROL, "no-store"))
-        .json(json!({ "order": order, "status": status }))
+    head(StatusCode::OK, JSON, NO_STORE).json(json!({ "order": order, "status": status }))
 }

@@ -1,7 +1,10 @@
 //! `GET /`: the page, from the binary itself.
 
-use actix_web::http::header;
-use actix_web::{HttpResponse, web};
+use actix_web::http::StatusCode;
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::web;
+
+use super::answer::head;
 
 /// Path, type and bytes of everything the page needs.
 const FILES: [(&str, &str, &[u8]); 4] = [
@@ -11,12 +14,15 @@ const FILES: [(&str, &str, &[u8]); 4] = [
     ("/favicon.svg", "image/svg+xml", include_bytes!("../../static/favicon.svg")),
 ];
 
+/// Nothing from elsewhere, nothing inline, in no frame.
+const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
 pub(super) fn routes(app: &mut web::ServiceConfig) {
     for (path, kind, bytes) in FILES {
         let answer = move || async move {
-            HttpResponse::Ok()
-                .insert_header((header::CACHE_CONTROL, "no-cache"))
-                .content_type(kind)
+            head(StatusCode::OK, kind, "no-cache")
+                .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)))
+                .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
                 .body(bytes)
         };
         app.service(

@@ -1,7 +1,7 @@
 //! The journal in Kafka: an idempotent producer, acknowledged by all in-sync replicas.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,8 @@ pub struct KafkaJournal {
     config: ClientConfig,
     producer: RwLock<Arc<Producer>>,
     health: Arc<Health>,
+    /// Appended so far.
+    batches: AtomicU32,
     /// Made when first asked: most nodes never are.
     watermarks: OnceCell<Watermarks>,
 }
@@ -47,6 +49,8 @@ struct Health {
     started: Instant,
     /// The topic was found or made.
     topic: AtomicBool,
+    /// Its partitions, as the last probe found them; 0 before the first.
+    partitions: AtomicU32,
     /// The last probe was answered, and no connection was reported lost since.
     reachable: AtomicBool,
     waiting: AtomicI64,
@@ -89,6 +93,7 @@ impl KafkaJournal {
         let health = Arc::new(Health {
             started: Instant::now(),
             topic: AtomicBool::new(false),
+            partitions: AtomicU32::new(0),
             reachable: AtomicBool::new(false),
             waiting: AtomicI64::new(0),
             progress_ms: AtomicU64::new(0),
@@ -99,6 +104,7 @@ impl KafkaJournal {
             config,
             producer: RwLock::new(Arc::new(producer)),
             health,
+            batches: AtomicU32::new(0),
             watermarks: OnceCell::new(),
         })
     }
@@ -141,7 +147,7 @@ impl KafkaJournal {
                 Some(found) if found.error().is_some() || found.partitions().is_empty() => Ok(None),
                 Some(found) => match found.partitions().iter().find(|partition| partition.leader() < 0) {
                     Some(partition) => Err(format!("partition {} of {topic} has no leader", partition.id())),
-                    None => Ok(Some(())),
+                    None => Ok(Some(u32::try_from(found.partitions().len()).unwrap_or(0))),
                 },
                 None => Ok(None),
             }
@@ -149,7 +155,10 @@ impl KafkaJournal {
         .await
         .map_err(|error| error.to_string())?;
         match answer {
-            Ok(Some(())) => self.health.reachable.store(true, Ordering::Release),
+            Ok(Some(partitions)) => {
+                self.health.partitions.store(partitions, Ordering::Release);
+                self.health.reachable.store(true, Ordering::Release);
+            }
             Ok(None) => {
                 // Somebody deleted the topic.
                 self.health.topic.store(false, Ordering::Release);
@@ -192,15 +201,26 @@ impl Journal for KafkaJournal {
     fn append(&self, batch: &Batch) -> Arc<Receipt> {
         let receipt = Receipt::new(batch.attempts.len());
         let producer = self.producer();
+        // One partition for a batch, another for the next: a request of few large pieces costs the
+        // broker less than one of many small ones.
+        let partition = match self.health.partitions.load(Ordering::Acquire) {
+            0 => None,
+            partitions => i32::try_from(self.batches.fetch_add(1, Ordering::Relaxed) % partitions).ok(),
+        };
         for (index, sale) in batch.sales().enumerate() {
             let slip = Box::new(Slip { receipt: Arc::clone(&receipt), index });
             let key = sale.order.to_string();
             let value = sale.to_json().unwrap_or_default();
             self.health.begin();
-            let record =
+            let mut record =
                 BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(&key).payload(&value);
+            record.partition = partition;
             if let Err((error, record)) = producer.send(record) {
                 log::debug!("order {key} stays in the outbox: {error}");
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) {
+                    // Somebody made the topic anew with fewer: look again.
+                    self.health.reachable.store(false, Ordering::Release);
+                }
                 self.health.end(false);
                 record.delivery_opaque.receipt.note(index, Delivery::Unknown);
             }

@@ -11,6 +11,7 @@ use consumer::sqlite::SqliteFile;
 use consumer::step::Consumer;
 use prometheus::Registry;
 use seckill::audit;
+use seckill::desk::Desk;
 use seckill::gate::{Gate, Window};
 use seckill::item::Item;
 use seckill::journal::Journal;
@@ -215,9 +216,9 @@ impl Run {
                 // As the shop does it, with an order that the check knows.
                 Some(till) if direct => match till.gate() {
                     Gate::Shut(refusal) => refusal,
-                    Gate::Open => till.attempt(Attempt { order: own, name: None }).await,
+                    Gate::Open => till.attempt(&Desk::open(), Attempt { order: own, name: None }).await,
                 },
-                _ => shop.buy(item, key.map(|key| key.to_string()).as_deref()).await,
+                _ => shop.buy(&Desk::open(), item, key.map(|key| key.to_string()).as_deref()).await,
             }
         };
         let said = tokio::select! {
