@@ -497,7 +497,7 @@ struct Answer {
     remaining: u64,
     unnamed: usize,
     open: u64,
-    outcomes: Vec<String>,
+    outcomes: Vec<Value>,
     entries: Vec<String>,
 }
 
@@ -520,7 +520,7 @@ impl Answer {
         let outcomes: Vec<Outcome> =
             self.outcomes.iter().map(|outcome| self.named_outcome(outcome, call)).collect();
         for (attempt, outcome) in named.iter().zip(&outcomes) {
-            // `=n` is the n-th taken: a name that comes twice in a batch takes once.
+            // A name that comes twice in a batch takes once.
             if *outcome == Outcome::Taken(winners.len()) {
                 winners.push((*attempt).clone());
             }
@@ -579,8 +579,8 @@ impl Answer {
         }
     }
 
-    /// `=n` taken as the n-th; `o…` and `k…` known, in the outbox or not; empty: none.
-    fn named_outcome(&self, outcome: &str, call: &Call) -> Outcome {
+    /// `n` taken as the n-th, 0: none; `o…` and `k…` known, in the outbox or not.
+    fn named_outcome(&self, outcome: &Value, call: &Call) -> Outcome {
         let known = |open, record: &str| {
             let mut fields = record.split(' ');
             let mut field = || fields.next();
@@ -591,13 +591,15 @@ impl Answer {
                 open,
             }))
         };
-        let found = match outcome.split_at_checked(1) {
-            None => Some(self.without_unit(call)),
-            Some(("=", nth)) => {
-                nth.parse().ok().filter(|nth| *nth > 0).map(|nth: usize| Outcome::Taken(nth - 1))
-            }
-            Some(("o", record)) => known(true, record),
-            Some((_, record)) => known(false, record),
+        let found = match outcome {
+            Value::Int(0) => Some(self.without_unit(call)),
+            Value::Int(nth) => usize::try_from(*nth - 1).ok().map(Outcome::Taken),
+            Value::BulkString(text) => match str::from_utf8(text).ok().and_then(|it| it.split_at_checked(1)) {
+                Some(("o", record)) => known(true, record),
+                Some((_, record)) => known(false, record),
+                None => None,
+            },
+            _ => None,
         };
         found.unwrap_or(Outcome::Unreadable)
     }

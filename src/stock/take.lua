@@ -15,8 +15,10 @@ local MAX = 9007199254740991
 local function wrong(key, why)
   return redis.error_reply('BADKEY ' .. key .. ': ' .. why)
 end
+-- Not `tostring`, which is exact to 14 digits only.
+local format = string.format
 local function text(number)
-  return string.format('%.0f', number)
+  return format('%d', number)
 end
 local function whole(value)
   if value and (value == '0' or value:match('^%-?[1-9]%d*$')) then
@@ -82,33 +84,36 @@ end
 
 local may = counter and ARGV[4] == '1'
 local units = may and left or 0
+-- An outcome is the place among those taken, 0 for none, or what was known.
 local outcomes, lines, names, mine, entries, shown = {}, {}, {}, {}, {}, {}
+local taken, batch = 0, ' ' .. ARGV[3]
 for i = 1, named do
   local name, record = ARGV[7 + i], known[i]
   if record then
-    local batch = record:sub(-36)
-    local entry = redis.call('HGET', OUTBOX, batch)
+    local of = record:sub(-36)
+    local entry = redis.call('HGET', OUTBOX, of)
     outcomes[i] = (entry and 'o' or 'k') .. record
-    if entry and not shown[batch] then
-      shown[batch] = true
-      entries[#entries + 1] = batch
+    if entry and not shown[of] then
+      shown[of] = true
+      entries[#entries + 1] = of
       entries[#entries + 1] = entry
     end
   elseif mine[name] then
-    outcomes[i] = '=' .. mine[name]
-  elseif #lines < units then
+    outcomes[i] = mine[name]
+  elseif taken < units then
     local order = ARGV[7 + named + i]
-    lines[#lines + 1] = order .. ' ' .. name .. '\n'
-    mine[name] = #lines
-    outcomes[i] = '=' .. #lines
-    names[#names + 1] = name
-    names[#names + 1] = order .. ' ' .. text(left - #lines) .. ' ' .. ARGV[3]
+    taken = taken + 1
+    lines[taken] = order .. ' ' .. name .. '\n'
+    mine[name] = taken
+    outcomes[i] = taken
+    names[2 * taken - 1] = name
+    names[2 * taken] = order .. ' ' .. format('%d', left - taken) .. batch
   else
-    outcomes[i] = ''
+    outcomes[i] = 0
   end
 end
-local unnamed = math.min(anonymous, units - #lines)
-local taken = #lines + unnamed
+local unnamed = math.min(anonymous, units - taken)
+taken = taken + unnamed
 
 -- Write: the counter first, since a Redis that is out of memory refuses the first write only.
 local first, remaining = 0, 0
