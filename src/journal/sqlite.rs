@@ -10,7 +10,7 @@ use consumer::sqlite::{SqliteFile, Synchronous};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection as _, QueryBuilder, Row as _, Sqlite};
+use sqlx::{Connection as _, Row as _};
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -103,17 +103,25 @@ impl SqliteJournal {
     /// The offset is what makes it safe: whoever wrote there first, a seed by another process,
     /// is noticed because the row is taken.
     pub(crate) async fn write(&self, at: i64, sales: impl Iterator<Item = Sale>) -> Result<(), WriteError> {
-        let mut insert: QueryBuilder<Sqlite> =
-            QueryBuilder::new(r#"insert into journal ("offset", kind, value) "#);
-        insert.push_values((at..).zip(sales), |mut row, (offset, sale)| {
-            let value = sale.to_json().ok().and_then(|json| String::from_utf8(json).ok()).unwrap_or_default();
-            row.push_bind(offset).push_bind("sale").push_bind(value);
-        });
+        let mut array = String::from("[");
+        for sale in sales {
+            let json = sale.to_json().ok().and_then(|json| String::from_utf8(json).ok());
+            array.push_str(&json.ok_or_else(|| WriteError::Failed(format!("{sale:?} has no JSON")))?);
+            array.push(',');
+        }
+        array.pop();
+        array.push(']');
+        // One statement however many they are: prepared once.
+        let insert = sqlx::query(
+            r#"insert into journal ("offset", kind, value) select ? + key, 'sale', value from json_each(?)"#,
+        )
+        .bind(at)
+        .bind(array);
         let turn = self.file.turn();
         let _turn = turn.lock().await;
         let mut held = self.writer.lock().await;
         let connection = self.connected(&mut held, Synchronous::Full).await.map_err(WriteError::Failed)?;
-        match insert.build().execute(connection).await {
+        match insert.execute(connection).await {
             Ok(_) => Ok(()),
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(WriteError::Overtaken),
             Err(error) => {
