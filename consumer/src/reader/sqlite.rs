@@ -21,6 +21,10 @@ const PARTITION: i32 = 0;
 /// How soon a sale is seen. One look takes 30 µs, and the buyer waits for none of it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// Messages read at a time. The sale waits for its turn to write while they are recorded, about
+/// 10 ms.
+const MAX_READ: usize = 1000;
+
 /// Reads the journal of a file.
 #[derive(Debug)]
 pub struct SqliteReader {
@@ -45,7 +49,7 @@ impl SqliteReader {
             "select `offset`, value from journal where `offset` >= ? and kind = 'sale' order by `offset` limit ?",
         )
         .bind(from)
-        .bind(i64::try_from(max).unwrap_or(i64::MAX))
+        .bind(i64::try_from(max.min(MAX_READ)).unwrap_or(i64::MAX))
         .fetch_all(&mut self.connection)
         .await
         .map_err(away)?;
