@@ -109,9 +109,10 @@ impl SqliteJournal {
     pub async fn read(&self, from: i64) -> Result<Rows, String> {
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
-        // One text, since sqlx takes longer for a row than SQLite for reading it.
+        // One text, since sqlx takes longer for a row than SQLite for reading it. It has the order of
+        // the rows below it, of which whoever sees them makes sure.
         let text: Option<String> = sqlx::query_scalar(
-            r#"select group_concat("offset" || ' ' || kind || ' ' || value, char(30) order by "offset")
+            r#"select group_concat("offset" || ' ' || kind || ' ' || value, char(30))
                from (select * from journal where "offset" >= ? order by "offset" limit ?)"#,
         )
         .bind(from)

@@ -68,6 +68,9 @@ impl Shelves {
     fn see_all(&mut self, rows: &Rows) -> Result<(), String> {
         for entry in rows.entries() {
             let (offset, entry) = entry?;
+            if offset < self.next {
+                return Err(format!("journal offset {offset} was read after {}", self.next - 1));
+            }
             self.see(offset, entry);
         }
         Ok(())
@@ -88,20 +91,20 @@ impl Shelves {
                     }
                 }
             }
-            Entry::Sale(sale) => self.sold(&sale),
+            Entry::Sale(sale) => self.sold(sale),
         }
     }
 
-    fn sold(&mut self, sale: &Sale) {
-        let running = &mut self.items.entry(sale.item.clone()).or_default().running;
+    fn sold(&mut self, sale: Sale) {
+        let Some(Shelf { running, .. }) = self.items.get_mut(&sale.item) else { return };
         if running.epoch != sale.epoch {
             return;
         }
         running.serial = running.serial.max(sale.serial);
-        if let Some(name) = &sale.attempt {
+        if let Some(name) = sale.attempt {
             let known =
                 Known { order: sale.order, remaining: sale.remaining, batch: Uuid::nil(), open: false };
-            running.attempts.insert(name.clone(), known);
+            running.attempts.insert(name, known);
         }
     }
 
@@ -200,7 +203,7 @@ impl Stock for MemoryStock {
             match self.journal.write(at, batch.sales()).await {
                 Ok(()) => {
                     for sale in batch.sales() {
-                        shelves.sold(&sale);
+                        shelves.sold(sale);
                     }
                     shelves.next = at + batch.attempts.len() as i64;
                     return Ok(reply);
