@@ -16,7 +16,7 @@ use crate::reader::{Read, Reader, ReaderError};
 
 /// Messages in one transaction: enough that its commit is paid once for many, few enough that it
 /// takes well under a second and others wait little for its locks.
-pub const MAX_BATCH: usize = 1000;
+pub const MAX_BATCH: usize = 4000;
 
 /// How long a step waits for a message: also how soon a shutdown is noticed.
 const READ_WAIT: Duration = Duration::from_millis(500);

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
 use crate::item::Item;
-use crate::journal::sqlite::{Entry, Seed, SqliteJournal, WriteError};
+use crate::journal::sqlite::{Entry, Rows, Seed, SqliteJournal, WriteError};
 
 /// The stock of one embedded file.
 pub struct MemoryStock {
@@ -65,6 +65,17 @@ impl Running {
 }
 
 impl Shelves {
+    fn see_all(&mut self, rows: &Rows) -> Result<(), String> {
+        for entry in rows.entries() {
+            let (offset, entry) = entry?;
+            if offset < self.next {
+                return Err(format!("journal offset {offset} was read after {}", self.next - 1));
+            }
+            self.see(offset, entry);
+        }
+        Ok(())
+    }
+
     fn see(&mut self, offset: i64, entry: Entry) {
         self.next = offset + 1;
         match entry {
@@ -80,20 +91,20 @@ impl Shelves {
                     }
                 }
             }
-            Entry::Sale(sale) => self.sold(&sale),
+            Entry::Sale(sale) => self.sold(sale),
         }
     }
 
-    fn sold(&mut self, sale: &Sale) {
-        let running = &mut self.items.entry(sale.item.clone()).or_default().running;
+    fn sold(&mut self, sale: Sale) {
+        let Some(Shelf { running, .. }) = self.items.get_mut(&sale.item) else { return };
         if running.epoch != sale.epoch {
             return;
         }
         running.serial = running.serial.max(sale.serial);
-        if let Some(name) = &sale.attempt {
+        if let Some(name) = sale.attempt {
             let known =
                 Known { order: sale.order, remaining: sale.remaining, batch: Uuid::nil(), open: false };
-            running.attempts.insert(name.clone(), known);
+            running.attempts.insert(name, known);
         }
     }
 
@@ -163,15 +174,14 @@ impl MemoryStock {
 
     /// Sees what is in the journal by now.
     async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
-        loop {
-            let entries = self.journal.read(shelves.next).await?;
-            if entries.is_empty() {
-                return Ok(());
-            }
-            for (offset, entry) in entries {
-                shelves.see(offset, entry);
-            }
+        let mut rows = self.journal.read(shelves.next).await?;
+        while let Some(next) = rows.next() {
+            // SQLite, which has a thread of its own, reads on while these are taken in.
+            let (more, seen) = tokio::join!(self.journal.read(next), async { shelves.see_all(&rows) });
+            seen?;
+            rows = more?;
         }
+        Ok(())
     }
 }
 
@@ -193,7 +203,7 @@ impl Stock for MemoryStock {
             match self.journal.write(at, batch.sales()).await {
                 Ok(()) => {
                     for sale in batch.sales() {
-                        shelves.sold(&sale);
+                        shelves.sold(sale);
                     }
                     shelves.next = at + batch.attempts.len() as i64;
                     return Ok(reply);
@@ -207,10 +217,10 @@ impl Stock for MemoryStock {
                     // The file itself tells what became of it: all of it is there, or none.
                     let Ok(rows) = self.journal.read(at).await else { return Err(StockError::Silent(error)) };
                     let first = batch.attempts.first().map(|attempt| attempt.order);
-                    let ours =
-                        matches!(rows.first(), Some((_, Entry::Sale(sale))) if Some(sale.order) == first);
-                    for (offset, entry) in rows {
-                        shelves.see(offset, entry);
+                    let found = rows.entries().next();
+                    let ours = matches!(found, Some(Ok((_, Entry::Sale(sale)))) if Some(sale.order) == first);
+                    if shelves.see_all(&rows).is_err() {
+                        return Err(StockError::Silent(error));
                     }
                     return if ours { Ok(reply) } else { Err(StockError::Refused(error)) };
                 }

@@ -14,7 +14,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::post::{self, Standing, Tables, Written};
+use super::post::{self, MAX_ROWS, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};

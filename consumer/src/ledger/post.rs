@@ -9,8 +9,10 @@ use super::row::{MAX_MESSAGE_BYTES, Row};
 use super::{Batch, Checkpoint, LATE, LedgerError, Message, Part, Posted, Verdict, fingerprint, judge};
 use crate::sale::Sale;
 
-/// Rows in one insert: 14 values each, and either database takes at least 32,766 in a statement.
-const MAX_ROWS: usize = 500;
+/// Rows in one insert: 13 values each, and either database takes at least 32,766 in a statement.
+/// The insert of so many is prepared once for each connection, since preparing costs more than
+/// inserting; one of fewer rows, each time with another text, is prepared every time.
+pub(super) const MAX_ROWS: usize = 500;
 
 /// Bytes of messages in one insert, unless it is a single one: a quarter of the smallest default
 /// packet (`max_allowed_packet`, 16 MiB).

@@ -9,7 +9,7 @@ use sqlx::{Connection, Row as _, Sqlite};
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 use uuid::Uuid;
 
-use super::post::{self, Standing, Tables, Written};
+use super::post::{self, MAX_ROWS, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};

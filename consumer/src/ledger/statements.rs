@@ -305,7 +305,8 @@ macro_rules! statements {
                     values.push_bind(row.info);
                     bind_sale(&mut values, row);
                 });
-                written(insert.build().persistent(false).execute(&mut *self.0).await.map(drop))
+                let insert = insert.build().persistent(rows.len() == MAX_ROWS);
+                written(insert.execute(&mut *self.0).await.map(drop))
             }
 
             async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError> {
