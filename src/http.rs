@@ -12,8 +12,9 @@ use std::sync::Arc;
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, header};
-use actix_web::{App, Error, HttpRequest, HttpResponse, web};
-use consumer::web::{Capacity, limited};
+use actix_web::middleware::{Next, from_fn};
+use actix_web::{App, Error, HttpRequest, web};
+use consumer::web::{Capacity, within_limits};
 use serde::Deserialize;
 
 use crate::desk::Desk;
@@ -76,7 +77,7 @@ pub fn app(
             let answer = problem(request, Code::BadRequest, Some(&error.to_string()));
             actix_web::error::InternalError::from_response(error, answer).into()
         }))
-        .wrap_fn(|request, service| limited(request, service, refuse))
+        .wrap(from_fn(limited))
         // In the order in which they are asked for.
         .service(resource("/seckill/seckill", "POST").route(web::post().to(buy::buy)))
         .service(resource("/seckill/getCount", "GET").route(web::get().to(count::count)))
@@ -85,15 +86,17 @@ pub fn app(
         .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
 }
 
-/// What is too large or too slow is refused in the form of every other refusal.
-fn refuse(request: &HttpRequest, status: StatusCode) -> HttpResponse {
-    let code = match status {
-        StatusCode::PAYLOAD_TOO_LARGE => Code::BodyTooLarge,
-        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::HeadTooLarge,
-        StatusCode::REQUEST_TIMEOUT => Code::TooSlow,
-        _ => Code::BadRequest,
+/// Refuses what is too large or too slow in the form of every other refusal.
+async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
+    let (request, code) = match within_limits(request).await {
+        Ok(request) => return next.call(request).await,
+        Err((request, StatusCode::PAYLOAD_TOO_LARGE)) => (request, Code::BodyTooLarge),
+        Err((request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)) => (request, Code::HeadTooLarge),
+        Err((request, StatusCode::REQUEST_TIMEOUT)) => (request, Code::TooSlow),
+        Err((request, _)) => (request, Code::BadRequest),
     };
-    problem(request, code, None)
+    let answer = problem(&request, code, None);
+    Ok(ServiceResponse::new(request, answer))
 }
 
 /// A path that says which methods it knows.

@@ -3,13 +3,14 @@
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use actix_web::dev::Server;
+use actix_web::body::BoxBody;
+use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, ContentType};
-use actix_web::middleware::DefaultHeaders;
-use actix_web::{App, HttpResponse, web};
+use actix_web::middleware::{DefaultHeaders, Next, from_fn};
+use actix_web::{App, Error, HttpResponse, web};
 use prometheus::{Encoder, Registry, TextEncoder};
 
-use crate::web::{Capacity, limited};
+use crate::web::{Capacity, within_limits};
 
 /// One scraper and one probe need no more, and some people who look.
 const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1 };
@@ -31,7 +32,7 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
     crate::web::serve(listener, CAPACITY, move || {
         App::new()
             .app_data(ops.clone())
-            .wrap_fn(|request, service| limited(request, service, |_, status| HttpResponse::new(status)))
+            .wrap(from_fn(limited))
             .wrap(
                 DefaultHeaders::new()
                     .add((header::CACHE_CONTROL, "no-store"))
@@ -41,6 +42,13 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
             .route("/readyz", web::get().to(readyz))
             .route("/metrics", web::get().to(metrics))
     })
+}
+
+async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
+    match within_limits(request).await {
+        Ok(request) => next.call(request).await,
+        Err((request, status)) => Ok(ServiceResponse::new(request, HttpResponse::new(status))),
+    }
 }
 
 async fn livez() -> HttpResponse {

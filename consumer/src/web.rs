@@ -10,13 +10,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use actix_http::{HttpService, Protocol, Request, Response};
-use actix_service::{IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt as _, map_config};
-use actix_web::body::{BodyStream, MessageBody, to_bytes_limited};
-use actix_web::dev::{AppConfig, Payload, Server, ServiceRequest, ServiceResponse};
+use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, map_config};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, Server, ServiceRequest};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use actix_web::rt::net::TcpStream;
-use actix_web::{Error, HttpMessage as _, HttpRequest, HttpResponse};
+use actix_web::{Error, HttpRequest, web};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
@@ -102,71 +102,36 @@ where
     Ok(server.run())
 }
 
-/// Refuses what is too large or too slow, in the words of `refuse`, and passes on the rest. A body is
-/// read to its end and thrown away: nothing here has a use for one, and an unread one would end
-/// the connection.
-pub fn limited<S>(
-    mut request: ServiceRequest,
-    service: &S,
-    refuse: fn(&HttpRequest, StatusCode) -> HttpResponse,
-) -> impl Future<Output = Result<ServiceResponse, Error>> + use<S>
-where
-    S: Service<ServiceRequest, Response = ServiceResponse, Error = Error>,
-{
-    let way = match has_body(&request) {
-        Err(status) => Way::Refused(request.into_parts().0, status),
-        Ok(false) => Way::Straight(service.call(request)),
-        Ok(true) => {
-            let body = request.take_payload();
-            Way::Body(body, request.request().clone(), service.call(request))
-        }
-    };
-    async move {
-        let (request, status) = match way {
-            Way::Straight(answer) => return answer.await,
-            Way::Refused(request, status) => (request, status),
-            Way::Body(body, request, answer) => match discard(body).await {
-                Ok(()) => return answer.await,
-                Err(status) => (request, status),
-            },
-        };
-        let answer = refuse(&request, status);
-        Ok(ServiceResponse::new(request, answer))
-    }
-}
-
-/// What becomes of a request; its answer is not begun before it is awaited.
-enum Way<A> {
-    Straight(A),
-    Body(Payload, HttpRequest, A),
-    Refused(HttpRequest, StatusCode),
-}
-
-/// Whether a body follows.
-fn has_body(request: &ServiceRequest) -> Result<bool, StatusCode> {
+/// Reads the body to its end and throws it away, within the limits: nothing here has a use for
+/// one, and an unread one would end the connection.
+///
+/// # Errors
+/// The request, and the status to refuse it with.
+pub async fn within_limits(mut request: ServiceRequest) -> Result<ServiceRequest, (HttpRequest, StatusCode)> {
+    let refused = |request: ServiceRequest, status| Err((request.into_parts().0, status));
     let headers = request.headers();
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
     let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if head + target > MAX_HEAD {
-        return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        return refused(request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     let length =
         headers.get(CONTENT_LENGTH).map(|length| length.to_str().ok().and_then(|it| it.parse().ok()));
     match length {
-        None => Ok(headers.contains_key(TRANSFER_ENCODING)),
+        None if !headers.contains_key(TRANSFER_ENCODING) => return Ok(request),
         Some(length) if length.is_none_or(|bytes: usize| bytes > MAX_BODY) => {
-            Err(StatusCode::PAYLOAD_TOO_LARGE)
+            return refused(request, StatusCode::PAYLOAD_TOO_LARGE);
         }
-        Some(_) => Ok(true),
+        _ => {}
     }
-}
-
-async fn discard(body: Payload) -> Result<(), StatusCode> {
-    match timeout(BODY_WITHIN, to_bytes_limited(BodyStream::new(body), MAX_BODY)).await {
-        Ok(Ok(Ok(_))) => Ok(()),
-        Ok(Ok(Err(_))) => Err(StatusCode::BAD_REQUEST),
-        Ok(Err(_)) => Err(StatusCode::PAYLOAD_TOO_LARGE),
-        Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
+    let Ok(body) = request.extract::<web::Payload>().await else {
+        return refused(request, StatusCode::BAD_REQUEST);
+    };
+    match timeout(BODY_WITHIN, body.to_bytes_limited(MAX_BODY)).await {
+        Ok(Ok(Ok(_))) => Ok(request),
+        Ok(Ok(Err(_))) => refused(request, StatusCode::BAD_REQUEST),
+        Ok(Err(_)) => refused(request, StatusCode::PAYLOAD_TOO_LARGE),
+        Err(_) => refused(request, StatusCode::REQUEST_TIMEOUT),
     }
 }
 
