@@ -10,11 +10,15 @@ use async_trait::async_trait;
 use consumer::sale::Sale;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
+use tokio::task::yield_now;
 use uuid::Uuid;
 
 use super::{Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
 use crate::item::Item;
-use crate::journal::sqlite::{Entry, Rows, Seed, SqliteJournal, WriteError};
+use crate::journal::sqlite::{Entry, Seed, SqliteJournal, WriteError};
+
+/// Rows of the journal after which whoever reads on has a turn, when the stock is rebuilt.
+const SEEN_AT_ONCE: i64 = 500;
 
 /// The stock of one embedded file.
 pub struct MemoryStock {
@@ -65,17 +69,6 @@ impl Running {
 }
 
 impl Shelves {
-    fn see_all(&mut self, rows: &Rows) -> Result<(), String> {
-        for entry in rows.entries() {
-            let (offset, entry) = entry?;
-            if offset < self.next {
-                return Err(format!("journal offset {offset} was read after {}", self.next - 1));
-            }
-            self.see(offset, entry);
-        }
-        Ok(())
-    }
-
     fn see(&mut self, offset: i64, entry: Entry) {
         self.next = offset + 1;
         match entry {
@@ -174,12 +167,18 @@ impl MemoryStock {
 
     /// Sees what is in the journal by now.
     async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
-        let mut rows = self.journal.read(shelves.next).await?;
-        while let Some(next) = rows.next() {
-            // SQLite, which has a thread of its own, reads on while these are taken in.
-            let (more, seen) = tokio::join!(self.journal.read(next), async { shelves.see_all(&rows) });
-            seen?;
-            rows = more?;
+        let mut entries = self.journal.read(shelves.next).await?;
+        while let Some((last, _)) = entries.last() {
+            // Other threads read on and parse while these are seen.
+            let (more, ()) = tokio::join!(self.journal.read(last + 1), async {
+                for (offset, entry) in entries.drain(..) {
+                    shelves.see(offset, entry);
+                    if offset % SEEN_AT_ONCE == 0 {
+                        yield_now().await;
+                    }
+                }
+            });
+            entries = more?;
         }
         Ok(())
     }
@@ -217,10 +216,10 @@ impl Stock for MemoryStock {
                     // The file itself tells what became of it: all of it is there, or none.
                     let Ok(rows) = self.journal.read(at).await else { return Err(StockError::Silent(error)) };
                     let first = batch.attempts.first().map(|attempt| attempt.order);
-                    let found = rows.entries().next();
-                    let ours = matches!(found, Some(Ok((_, Entry::Sale(sale)))) if Some(sale.order) == first);
-                    if shelves.see_all(&rows).is_err() {
-                        return Err(StockError::Silent(error));
+                    let ours =
+                        matches!(rows.first(), Some((_, Entry::Sale(sale))) if Some(sale.order) == first);
+                    for (offset, entry) in rows {
+                        shelves.see(offset, entry);
                     }
                     return if ours { Ok(reply) } else { Err(StockError::Refused(error)) };
                 }
