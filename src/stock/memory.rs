@@ -302,6 +302,24 @@ mod tests {
         assert_eq!(Some(known.order), taken.taken.map(|batch| batch.attempts[0].order));
     }
 
+    /// More rows than are read at once.
+    #[tokio::test]
+    async fn rebuilt_from_a_long_journal_it_is_the_same() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let before = stock(&folder).await;
+        let item = Item::default();
+        before.seed(&item, 20_000, Uuid::now_v7()).await.expect("seeded");
+        let names: Vec<String> = (0..10_500).map(|number| number.to_string()).collect();
+        for names in names.chunks(500) {
+            let names: Vec<_> = names.iter().map(|name| Some(name.as_str())).collect();
+            before.take(&item, &call(&names, true)).await.expect("taken");
+        }
+        let after = stock(&folder).await;
+        assert_eq!(after.books(&item).await.expect("books"), before.books(&item).await.expect("books"));
+        let last = after.take(&item, &call(&[Some("10499")], true)).await.expect("an answer");
+        assert!(matches!(last.outcomes[0], Outcome::Known(Known { remaining: 9_500, .. })), "{last:?}");
+    }
+
     /// A seed by another process between two batches: the batch is decided again.
     #[tokio::test]
     async fn overtaken_by_a_new_sale() {
