@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::Connection as _;
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use uuid::Uuid;
 
 use super::{Delivery, Journal, Receipt};
@@ -20,7 +21,7 @@ use crate::stock::Batch;
 /// The topic's name in checkpoints and rows.
 pub use consumer::reader::sqlite::TOPIC;
 
-/// Rows read at a time when the stock is rebuilt: bounds memory, not speed.
+/// Rows read at a time when the stock is rebuilt: bounds memory.
 const READ_AT_ONCE: i64 = 10_000;
 
 /// Stands between two rows in one text: JSON has this character nowhere, not even in a string.
@@ -51,34 +52,6 @@ pub struct Seed {
     pub at: Timestamp,
 }
 
-/// Rows as they were read: of each its offset, kind and value, with [`BETWEEN`] before the next.
-#[derive(Debug)]
-pub struct Rows(String);
-
-impl Rows {
-    /// The offset after the last row; none when there is no row.
-    pub(crate) fn next(&self) -> Option<i64> {
-        self.0.rsplit(BETWEEN).next()?.split(' ').next()?.parse().ok().map(|last: i64| last + 1)
-    }
-
-    /// The rows by offset, each an error when it is none of ours.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = Result<(i64, Entry), String>> {
-        self.0.split(BETWEEN).filter(|row| !row.is_empty()).map(|row| {
-            let mut fields = row.splitn(3, ' ');
-            let mut field = || fields.next().unwrap_or_default();
-            let (offset, kind, value) = (field(), field(), field());
-            let entry = if kind == "seed" {
-                serde_json::from_str(value).map(Entry::Seed)
-            } else {
-                Sale::from_json(value.as_bytes()).map(Entry::Sale)
-            };
-            let entry = entry.map_err(|error| format!("journal offset {offset}: {error}"))?;
-            let offset = offset.parse().map_err(|error| format!("journal offset {offset}: {error}"))?;
-            Ok((offset, entry))
-        })
-    }
-}
-
 /// Why rows were not written.
 #[derive(Debug)]
 pub enum WriteError {
@@ -102,16 +75,15 @@ impl SqliteJournal {
         Self { file, writer: Mutex::default(), reader: Mutex::default() }
     }
 
-    /// What follows from `from` on, by offset, up to `READ_AT_ONCE` rows; no row: that was all.
+    /// What follows from `from` on, by offset, up to `READ_AT_ONCE` rows; none: that was all.
     ///
     /// # Errors
-    /// When the file cannot be read.
-    pub async fn read(&self, from: i64) -> Result<Rows, String> {
+    /// When the file cannot be read, or a row is none of ours.
+    pub async fn read(&self, from: i64) -> Result<Vec<(i64, Entry)>, String> {
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
-        // One text, since sqlx takes longer for a row than SQLite for reading it. It has the order of
-        // the rows below it, of which whoever sees them makes sure.
-        let text: Option<String> = sqlx::query_scalar(
+        // One text: sqlx takes longer to hand over a row than SQLite to read it.
+        let rows: Option<String> = sqlx::query_scalar(
             r#"select group_concat("offset" || ' ' || kind || ' ' || value, char(30))
                from (select * from journal where "offset" >= ? order by "offset" limit ?)"#,
         )
@@ -120,7 +92,13 @@ impl SqliteJournal {
         .fetch_one(connection)
         .await
         .map_err(|error| error.to_string())?;
-        Ok(Rows(text.unwrap_or_default()))
+        let Some(rows) = rows else { return Ok(Vec::new()) };
+        let entries = move || rows.split(BETWEEN).map(entry).collect::<Result<Vec<_>, String>>();
+        let entries = spawn_blocking(entries).await.map_err(|error| error.to_string())??;
+        if !entries.is_sorted_by_key(|(offset, _)| *offset) {
+            return Err(format!("the journal from offset {from} was not read in its order"));
+        }
+        Ok(entries)
     }
 
     /// Writes sales at `at` and on, all of them or none, and returns when they are on disk.
@@ -229,6 +207,20 @@ impl SqliteJournal {
     }
 }
 
+/// An entry and its offset, of a row with its offset, kind and value.
+fn entry(row: &str) -> Result<(i64, Entry), String> {
+    let mut fields = row.splitn(3, ' ');
+    let mut field = || fields.next().unwrap_or_default();
+    let (offset, kind, value) = (field(), field(), field());
+    let failed = |error: &dyn std::fmt::Display| format!("journal offset {offset}: {error}");
+    let entry = if kind == "seed" {
+        serde_json::from_str(value).map(Entry::Seed)
+    } else {
+        Sale::from_json(value.as_bytes()).map(Entry::Sale)
+    };
+    Ok((offset.parse().map_err(|error| failed(&error))?, entry.map_err(|error| failed(&error))?))
+}
+
 #[async_trait]
 impl Journal for SqliteJournal {
     /// A sale of the embedded stock is in the journal before anyone hears of it: the taking is
@@ -293,7 +285,7 @@ mod tests {
         one.write(0, sales.sales()).await.expect("written");
         let late = crate::journal::contract::batch(3);
         assert!(matches!(two.write(1, late.sales()).await, Err(WriteError::Overtaken)));
-        assert_eq!(two.read(0).await.expect("rows").entries().count(), 2);
+        assert_eq!(two.read(0).await.expect("rows").len(), 2);
         two.write(2, late.sales()).await.expect("written");
     }
 }
