@@ -10,6 +10,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::dev::{AppConfig, Service as _, ServiceFactory as _};
 use actix_web::{App, HttpResponse, body, test, web};
 use async_trait::async_trait;
 use consumer::ledger::Ledger;
@@ -136,17 +137,18 @@ fn requests(units: u64, request: fn() -> test::TestRequest) -> Piece {
         for till in shop.tills() {
             till.refreshed().await;
         }
-        let app = test::init_service(http::app(web::Data::new(Front { shop, window, metrics }))).await;
+        let app = http::service(web::Data::new(Front { shop, window, metrics }));
+        let app = app.new_service(AppConfig::default()).await.expect("a service");
         let one = |_| request().to_request();
         let mut requests: Vec<_> = (0..=MANY).map(one).collect();
-        let first = test::call_service(&app, requests.pop().expect("one")).await;
+        let first = app.call(requests.pop().expect("one")).await.expect("an answer");
         assert!(first.status().is_success());
         (app, requests)
     });
     Box::new(move || {
         local.block_on(&runtime, async {
             for request in requests {
-                let answer = test::call_service(&app, request).await;
+                let answer = app.call(request).await.expect("an answer");
                 let _ = black_box(body::to_bytes(answer.into_body()).await);
             }
         });

@@ -3,14 +3,17 @@
 mod answer;
 mod buy;
 mod count;
+mod door;
 mod order;
 mod page;
 
 use std::net::TcpListener;
 use std::sync::Arc;
 
+use actix_http::{Request, Response};
+use actix_service::{Service, apply_fn_factory};
 use actix_web::body::BoxBody;
-use actix_web::dev::{Server, ServiceFactory, ServiceRequest, ServiceResponse};
+use actix_web::dev::{AppConfig, Server, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, header};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, Error, HttpRequest, web};
@@ -54,11 +57,37 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
         shutdown_s: SHUTDOWN_S,
     };
     let front = web::Data::new(front);
-    consumer::web::serve(listener, capacity, move || app(front.clone()))
+    consumer::web::serve(listener, capacity, move || service(front.clone()))
 }
 
-/// Everything that can be asked for, as one worker has it.
-pub fn app(
+/// What one worker has: the door, and behind it the application.
+pub fn service(
+    front: web::Data<Front>,
+) -> impl ServiceFactory<
+    Request,
+    Config = AppConfig,
+    Response = Response<BoxBody>,
+    Error = Error,
+    InitError = (),
+    Service = impl Service<Request, Response = Response<BoxBody>, Error = Error>,
+> {
+    let door = front.clone();
+    apply_fn_factory(app(front), move |request: Request, app| {
+        let answer = match door::answer(&request, &door) {
+            Some(answer) => Ok(answer),
+            None => Err(app.call(request)),
+        };
+        async move {
+            match answer {
+                Ok(answer) => Ok(answer.into()),
+                Err(app) => app.await.map(Into::into),
+            }
+        }
+    })
+}
+
+/// Everything that can be asked for.
+fn app(
     front: web::Data<Front>,
 ) -> App<
     impl ServiceFactory<

@@ -1,14 +1,14 @@
 //! What ops can watch of the selling side.
 
+use std::time::Duration;
+
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// The selling side's metrics; a clone counts into the same.
 #[derive(Clone)]
 pub struct Metrics {
-    /// Attempts answered, by the answer's `code`.
-    pub attempts: IntCounterVec,
-    /// From the request to its answer.
-    pub purchase_seconds: Histogram,
+    attempts: IntCounterVec,
+    purchase_seconds: Histogram,
     /// Attempts that went to the stock together.
     pub take_batch_attempts: Histogram,
     left: IntGaugeVec,
@@ -55,6 +55,12 @@ impl Metrics {
         registry.register(Box::new(metrics.left.clone()))?;
         registry.register(Box::new(metrics.outbox.clone()))?;
         Ok(metrics)
+    }
+
+    /// Counts an attempt that was answered.
+    pub fn answered(&self, outcome: &str, took: Duration) {
+        self.attempts.with_label_values(&[outcome]).inc();
+        self.purchase_seconds.observe(took.as_secs_f64());
     }
 
     /// Shows what is left of an item; one that is not on sale has no such line.

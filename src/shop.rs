@@ -165,6 +165,13 @@ impl Shop {
         till.attempt(desk, attempt).await
     }
 
+    /// The item's till, if there is one that has heard of its stock: whoever asks it waits for
+    /// nobody.
+    pub fn at_hand(&self, item: &Item) -> Option<Arc<Till>> {
+        let till = if item.is_default() { Arc::clone(&self.counter) } else { self.known(item)? };
+        till.is_refreshed().then_some(till)
+    }
+
     /// What the page shows, from what the node knows: never a question per call for an item
     /// on sale.
     pub async fn view(&self, item: &Item) -> View {

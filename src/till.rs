@@ -180,7 +180,12 @@ impl Till {
         self.level.load().doubt().map_or(Ok(()), |doubt| Err(format!("{}: {doubt}", self.item)))
     }
 
-    /// Waits until the stock has replied at least once, good or bad.
+    /// Whether the stock has replied at least once, good or bad.
+    pub fn is_refreshed(&self) -> bool {
+        *self.replies.borrow() > 0
+    }
+
+    /// Waits until it has.
     pub async fn refreshed(&self) {
         // Ends with an error only when the till does.
         let _ = self.replies.subscribe().wait_for(|replies| *replies > 0).await;
@@ -274,7 +279,8 @@ impl Till {
     async fn call(self: Arc<Self>, waiting: Vec<Waiting>, permit: OwnedSemaphorePermit) {
         let asked = Instant::now();
         let mut answers = Answers::default();
-        let (mut attempts, mut buyers) = (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
+        let (mut attempts, mut buyers) =
+            (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
         for Waiting { since, attempt, buyer } in waiting {
             if asked - since <= WAIT_WITHIN {
                 buyers.push((buyer, attempt.order));

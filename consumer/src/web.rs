@@ -13,8 +13,8 @@ use actix_http::{HttpService, Protocol, Request, Response};
 use actix_service::{IntoServiceFactory, ServiceFactory, ServiceFactoryExt as _, map_config};
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, Server, ServiceRequest};
-use actix_web::http::StatusCode;
-use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use actix_web::http::header::{CONTENT_LENGTH, HeaderMap, TRANSFER_ENCODING};
+use actix_web::http::{StatusCode, Uri};
 use actix_web::rt::net::TcpStream;
 use actix_web::{Error, HttpRequest, web};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -110,9 +110,7 @@ where
 pub async fn within_limits(mut request: ServiceRequest) -> Result<ServiceRequest, (HttpRequest, StatusCode)> {
     let refused = |request: ServiceRequest, status| Err((request.into_parts().0, status));
     let headers = request.headers();
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if head + target > MAX_HEAD {
+    if !fits(headers, request.uri()) {
         return refused(request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
     let length =
@@ -133,6 +131,14 @@ pub async fn within_limits(mut request: ServiceRequest) -> Result<ServiceRequest
         Ok(Err(_)) => refused(request, StatusCode::PAYLOAD_TOO_LARGE),
         Err(_) => refused(request, StatusCode::REQUEST_TIMEOUT),
     }
+}
+
+/// Whether a head is no longer than a head may be.
+#[must_use]
+pub fn fits(headers: &HeaderMap, uri: &Uri) -> bool {
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let head: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    head + target <= MAX_HEAD
 }
 
 /// A connection that ends when its client keeps us waiting.

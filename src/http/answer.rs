@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, AcceptLanguage, Header as _, HeaderValue};
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 use serde_json::json;
 
 /// An answer's `code`.
@@ -100,7 +100,7 @@ pub(super) enum Language {
 
 impl Language {
     /// The client's preferred one of the two; Chinese without any preference.
-    pub(super) fn of(request: &HttpRequest) -> Self {
+    pub(super) fn of(request: &impl HttpMessage) -> Self {
         let Some(accepted) = request.headers().get(header::ACCEPT_LANGUAGE) else { return Self::Zh };
         // Most browsers name the one they like best first, without a weight.
         match accepted.as_bytes() {

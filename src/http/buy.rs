@@ -1,7 +1,9 @@
 //! `POST /seckill/seckill`: one attempt to buy one unit.
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
+use actix_http::{HttpMessage as _, Request};
 use actix_web::http::header::{self, HeaderName};
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -12,6 +14,8 @@ use uuid::Uuid;
 use super::answer::{Code, JSON, Language, NO_STORE, head, problem};
 use super::{Front, Query};
 use crate::desk::Desk;
+use crate::gate::Gate;
+use crate::item::Item;
 use crate::shop::Purchase;
 
 /// An attempt's name: as long as a UUID and some more, so that it is cheap to keep.
@@ -30,13 +34,32 @@ struct Body {
 }
 
 /// What all but a few hear in the busiest second, written once.
-static SOLD_OUT_ZH: LazyLock<Bytes> = LazyLock::new(|| sold_out(Language::Zh));
-static SOLD_OUT_EN: LazyLock<Bytes> = LazyLock::new(|| sold_out(Language::En));
+static SOLD_OUT_ZH: LazyLock<Bytes> = LazyLock::new(|| sold_out_body(Language::Zh));
+static SOLD_OUT_EN: LazyLock<Bytes> = LazyLock::new(|| sold_out_body(Language::En));
 
-fn sold_out(language: Language) -> Bytes {
+fn sold_out_body(language: Language) -> Bytes {
     let code = Code::SoldOut;
     let body = Body { code: code.name(), messages: code.message(language, 0), num: Some(0), order: None };
     serde_json::to_vec(&body).unwrap_or_default().into()
+}
+
+fn sold_out(language: Language) -> HttpResponse {
+    let body = match language {
+        Language::Zh => &SOLD_OUT_ZH,
+        Language::En => &SOLD_OUT_EN,
+    };
+    head(Code::SoldOut.status(), JSON, NO_STORE).body(Bytes::clone(body))
+}
+
+/// Sold out, for who has no key; a winner may have one.
+pub(super) fn at_the_door(request: &Request, front: &Front, item: &Item) -> Option<HttpResponse> {
+    let anonymous = !request.headers().contains_key(&IDEMPOTENCY_KEY);
+    let till = front.shop.at_hand(item).filter(|_| anonymous)?;
+    if till.gate() != Gate::Shut(Purchase::SoldOut) {
+        return None;
+    }
+    front.metrics.answered(Code::SoldOut.name(), Duration::ZERO);
+    Some(sold_out(Language::of(request)))
 }
 
 pub(super) async fn buy(
@@ -46,8 +69,7 @@ pub(super) async fn buy(
 ) -> HttpResponse {
     let started = Instant::now();
     let (code, answer) = attempt(&request, &query, &front).await;
-    front.metrics.attempts.with_label_values(&[code.name()]).inc();
-    front.metrics.purchase_seconds.observe(started.elapsed().as_secs_f64());
+    front.metrics.answered(code.name(), started.elapsed());
     answer
 }
 
@@ -79,11 +101,7 @@ async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, 
     }
     let language = Language::of(request);
     if code == Code::SoldOut {
-        let body = match language {
-            Language::Zh => &SOLD_OUT_ZH,
-            Language::En => &SOLD_OUT_EN,
-        };
-        return (code, head(code.status(), JSON, NO_STORE).body(Bytes::clone(body)));
+        return (code, sold_out(language));
     }
     let messages = code.message(language, num.unwrap_or(0));
     let mut answer = head(code.status(), JSON, NO_STORE);

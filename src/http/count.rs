@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::answer::{Code, JSON, head, problem};
 use super::{Front, Query};
 use crate::gate::now_ms;
-use crate::shop::State;
+use crate::item::Item;
+use crate::shop::{State, View};
 
 /// How often a page should poll, in milliseconds.
 const NEXT_POLL_MS: u64 = 1000;
@@ -34,7 +35,14 @@ pub(super) async fn count(
         Ok(item) => item,
         Err(why) => return problem(&request, Code::BadRequest, Some(&why)),
     };
-    let view = front.shop.view(&item).await;
+    answer(&front, front.shop.view(&item).await)
+}
+
+pub(super) fn at_the_door(front: &Front, item: &Item) -> Option<HttpResponse> {
+    front.shop.at_hand(item).map(|till| answer(front, till.view()))
+}
+
+fn answer(front: &Front, view: View) -> HttpResponse {
     head(StatusCode::OK, JSON, "public, max-age=1").json(Body {
         num: view.left,
         state: match view.state {

@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
-use actix_web::web;
+use actix_web::{HttpResponse, web};
 
 use super::answer::head;
 
@@ -19,14 +19,21 @@ const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; f
 
 pub(super) fn routes(app: &mut web::ServiceConfig) {
     for (path, kind, bytes) in FILES {
-        let answer = move || async move {
-            head(StatusCode::OK, kind, "no-cache")
-                .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)))
-                .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
-                .body(bytes)
-        };
+        let answer = move || async move { file(kind, bytes) };
         app.service(
             super::resource(path, "GET, HEAD").route(web::get().to(answer)).route(web::head().to(answer)),
         );
     }
+}
+
+pub(super) fn at_the_door(path: &str) -> Option<HttpResponse> {
+    let (_, kind, bytes) = FILES.iter().find(|(name, ..)| *name == path)?;
+    Some(file(kind, bytes))
+}
+
+fn file(kind: &'static str, bytes: &'static [u8]) -> HttpResponse {
+    head(StatusCode::OK, kind, "no-cache")
+        .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)))
+        .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
+        .body(bytes)
 }

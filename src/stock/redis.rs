@@ -594,11 +594,13 @@ impl Answer {
         let found = match outcome {
             Value::Int(0) => Some(self.without_unit(call)),
             Value::Int(nth) => usize::try_from(*nth - 1).ok().map(Outcome::Taken),
-            Value::BulkString(text) => match str::from_utf8(text).ok().and_then(|it| it.split_at_checked(1)) {
-                Some(("o", record)) => known(true, record),
-                Some((_, record)) => known(false, record),
-                None => None,
-            },
+            Value::BulkString(text) => {
+                match str::from_utf8(text).ok().and_then(|it| it.split_at_checked(1)) {
+                    Some(("o", record)) => known(true, record),
+                    Some((_, record)) => known(false, record),
+                    None => None,
+                }
+            }
             _ => None,
         };
         found.unwrap_or(Outcome::Unreadable)

@@ -1,0 +1,31 @@
+//! What thousands ask in the same second is answered at the door: that all is sold, what is left,
+//! the page. Whatever else is asked, or asked in an unusual way, goes on into the application,
+//! which answers these just the same.
+
+use actix_http::{HttpMessage, Request};
+use actix_web::HttpResponse;
+use actix_web::http::Method;
+use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use consumer::web::fits;
+
+use super::{Front, buy, count, page};
+use crate::item::Item;
+
+pub(super) fn answer(request: &Request, front: &Front) -> Option<HttpResponse> {
+    let (headers, uri) = (request.headers(), request.uri());
+    let no_body = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0");
+    if !no_body || headers.contains_key(TRANSFER_ENCODING) || !fits(headers, uri) {
+        return None;
+    }
+    let item = || match uri.query() {
+        None => Some(Item::default()),
+        // A name that has to be decoded is none.
+        Some(query) => query.strip_prefix("item=")?.parse::<Item>().ok(),
+    };
+    match (request.method(), uri.path()) {
+        (&Method::POST, "/seckill/seckill") => buy::at_the_door(request, front, &item()?),
+        (&Method::GET, "/seckill/getCount") => count::at_the_door(front, &item()?),
+        (&Method::GET, path) => page::at_the_door(path),
+        _ => None,
+    }
+}
