@@ -32,8 +32,9 @@ pub const TELL_WITHIN: Duration = Duration::from_secs(2);
 /// The journal gives up on a sale after this; the outbox then announces it again.
 pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
 
-/// One call being answered while the next is on its way; more only make smaller batches.
-const CALLS_IN_FLIGHT: usize = 2;
+/// What arrives while a call is in flight goes together in the next; two at a time only make smaller
+/// batches.
+const CALLS_IN_FLIGHT: usize = 1;
 
 /// Attempts that may wait; beyond it, `busy`. At 512 a call they wait for 40 calls.
 const MAX_WAITING: usize = 20_480;

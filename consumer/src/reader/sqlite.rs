@@ -25,11 +25,20 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// lock is held, some 3 ms, and buyers wait.
 const BATCH: usize = 500;
 
+/// In a rush buyers go first: as long as more is sold than is recorded, the next batch waits so
+/// long...
+const STEP_ASIDE: Duration = Duration::from_millis(50);
+
+/// ... unless the ledger is so many sales behind, which it makes up for in two seconds.
+const FAR_BEHIND: i64 = 100_000;
+
 /// Reads the journal of a file.
 #[derive(Debug)]
 pub struct SqliteReader {
     connection: SqliteConnection,
     next: Option<i64>,
+    /// Where the journal ended at the last look.
+    end: i64,
     assigned: bool,
 }
 
@@ -40,7 +49,14 @@ impl SqliteReader {
     /// When it cannot be opened.
     pub async fn open(file: &SqliteFile) -> Result<Self, ReaderError> {
         let connection = file.connect(Synchronous::Normal).await.map_err(away)?;
-        Ok(Self { connection, next: None, assigned: false })
+        Ok(Self { connection, next: None, end: 0, assigned: false })
+    }
+
+    /// Whether a batch or more was sold since the last look, and the ledger is not far behind.
+    async fn is_rush(&mut self, next: i64) -> Result<bool, ReaderError> {
+        let end = self.ends().await?.remove(&PARTITION).unwrap_or_default();
+        let before = std::mem::replace(&mut self.end, end);
+        Ok(before > 0 && end - before >= BATCH as i64 && end - next < FAR_BEHIND)
     }
 
     async fn messages(&mut self, from: i64, max: usize) -> Result<Vec<Message>, ReaderError> {
@@ -82,6 +98,9 @@ impl Reader for SqliteReader {
             if let Some(next) = self.next
                 && max > 0
             {
+                if self.is_rush(next).await? {
+                    sleep(STEP_ASIDE).await;
+                }
                 let messages = self.messages(next, max.min(BATCH)).await?;
                 if let Some(last) = messages.last() {
                     self.next = Some(last.offset + 1);
