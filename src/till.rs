@@ -33,7 +33,7 @@ pub const TELL_WITHIN: Duration = Duration::from_secs(2);
 pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What arrives while a call is in flight goes together in the next; two at a time only make smaller
-/// batches.
+/// batches. A Redis at a distance of 20 ms limits an item to 25,600 attempts a second on a node.
 const CALLS_IN_FLIGHT: usize = 1;
 
 /// Attempts that may wait; beyond it, `busy`. At 512 a call they wait for 40 calls.

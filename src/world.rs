@@ -165,7 +165,11 @@ impl World {
         let mut said = String::new();
         loop {
             let error = match self.seed(item, units, epoch).await {
-                Ok(()) => return Ok(epoch),
+                Ok(true) => return Ok(epoch),
+                Ok(false) => {
+                    let begun = "the ledger knows a newer sale; if nobody began one now, the clock of this machine is behind";
+                    return Err(self.withdrawn(item, epoch, begun).await);
+                }
                 // Not sent again: it may have begun, sold, and been lost with Redis since.
                 Err(error @ StockError::Silent(_)) => {
                     return Err(format!(
@@ -175,11 +179,7 @@ impl World {
                 Err(error) => error,
             };
             if Instant::now() >= deadline {
-                // A sale that never began must not look like one that was lost.
-                let withdrawn = self.ledger.withdraw_sale(item.name(), epoch).await.err();
-                let after = withdrawn
-                    .map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
-                return Err(format!("no sale was begun: {error}{after}"));
+                return Err(self.withdrawn(item, epoch, &error.to_string()).await);
             }
             let why = error.to_string();
             if why != said {
@@ -190,9 +190,17 @@ impl World {
         }
     }
 
+    /// A sale that never began must not look like one that was lost. Says why it did not.
+    async fn withdrawn(&self, item: &Item, epoch: Uuid, why: &str) -> String {
+        let withdrawn = self.ledger.withdraw_sale(item.name(), epoch).await.err();
+        let after =
+            withdrawn.map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
+        format!("no sale was begun: {why}{after}")
+    }
+
     /// The ledger's note first, so that a stock rolled back to before it cannot bring the old
-    /// sale to life again. Refused while the running one is shut.
-    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError> {
+    /// sale to life again. Refused while the running one is shut; `false` when a newer one is known.
+    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<bool, StockError> {
         let refused = |error: LedgerError| StockError::Refused(error.to_string());
         // Away is away; but a new sale may well mend a book that cannot be read.
         self.stock.knows(item).await?;
@@ -205,11 +213,9 @@ impl World {
         self.ledger.migrate().await.map_err(refused)?;
         self.ledger.begin_sale(item.name(), epoch, units).await.map_err(refused)?;
         if self.ledger.account(item.name(), epoch).await.map_err(refused)?.outdated {
-            return Err(StockError::Refused(format!(
-                "the ledger knows a newer sale of {item}; if nobody began one now, the clock of this machine is behind"
-            )));
+            return Ok(false);
         }
-        self.stock.seed(item, units, epoch).await
+        self.stock.seed(item, units, epoch).await.map(|()| true)
     }
 }
 

@@ -15,8 +15,9 @@ use crate::metrics::Metrics;
 use crate::reader::{Read, Reader, ReaderError};
 
 /// Messages in one transaction: enough that its commit is paid once for many, few enough that it
-/// takes well under a second and others wait little for its locks.
-pub const MAX_BATCH: usize = 4000;
+/// takes well under a second and others wait little for its locks. If none of them can become a
+/// row each takes a statement of its own; these must be done within the time for an answer.
+pub const MAX_BATCH: usize = 2000;
 
 /// How long a step waits for a message: also how soon a shutdown is noticed.
 const READ_WAIT: Duration = Duration::from_millis(500);

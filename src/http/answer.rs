@@ -103,9 +103,11 @@ impl Language {
     pub(super) fn of(request: &impl HttpMessage) -> Self {
         let Some(accepted) = request.headers().get(header::ACCEPT_LANGUAGE) else { return Self::Zh };
         // Most browsers name the one they like best first, without a weight.
-        match accepted.as_bytes() {
-            [b'z', b'h', b',' | b'-', ..] | b"zh" => return Self::Zh,
-            [b'e', b'n', b',' | b'-', ..] | b"en" => return Self::En,
+        let first = accepted.as_bytes().split(|byte| *byte == b',').next().unwrap_or_default();
+        match first {
+            _ if first.contains(&b';') => {}
+            [b'z', b'h'] | [b'z', b'h', b'-', ..] => return Self::Zh,
+            [b'e', b'n'] | [b'e', b'n', b'-', ..] => return Self::En,
             _ => {}
         }
         let ranked = AcceptLanguage::parse(request).map(|accepted| accepted.ranked()).unwrap_or_default();

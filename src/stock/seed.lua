@@ -30,7 +30,7 @@ if shut or (epoch and last ~= run) then
   return redis.error_reply('SHUT the books of ' .. COUNTER .. ' are not complete, or not checked yet')
 end
 -- Of two that are begun at once the later stays, here as in the ledger: names begin with the time.
-if epoch and epoch > ARGV[1] then
+if epoch and #epoch == 36 and epoch > ARGV[1] then
   return redis.error_reply('OUTDATED a newer sale of ' .. COUNTER .. ' runs, ' .. epoch
     .. '; if nobody began one now, the clock of this machine is behind')
 end

@@ -250,11 +250,16 @@ async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError
 /// Whoever began to make tables and did not finish is gone, with its lock; every migration can be
 /// applied again.
 async fn forget_interrupted(connection: &mut MySqlConnection) -> Result<(), LedgerError> {
-    match sqlx::query("delete from _sqlx_migrations where not success").execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) if number(&error) == Some(NO_SUCH_TABLE) => Ok(()),
-        Err(error) => Err(not_migrated(MigrateError::Execute(error))),
+    // Looked for first: who may not delete may make tables where nothing was interrupted.
+    let interrupted = sqlx::query("select 1 from _sqlx_migrations where not success limit 1");
+    match interrupted.fetch_optional(&mut *connection).await {
+        Ok(None) => return Ok(()),
+        Ok(Some(_)) => {}
+        Err(error) if number(&error) == Some(NO_SUCH_TABLE) => return Ok(()),
+        Err(error) => return Err(failed(error)),
     }
+    let forgotten = sqlx::query("delete from _sqlx_migrations where not success").execute(connection).await;
+    forgotten.map(drop).map_err(|error| not_migrated(MigrateError::Execute(error)))
 }
 
 /// Whether every migration of this program was applied already; asks for no right but to read.
