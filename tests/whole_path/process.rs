@@ -71,7 +71,11 @@ impl Process {
     /// Sends SIGTERM and waits for its end.
     pub async fn stop(mut self) -> ExitStatus {
         self.signal("TERM");
-        self.ended(Duration::from_secs(20)).await
+        let status = self.ended(Duration::from_secs(20)).await;
+        if !status.success() {
+            eprintln!("{} ended with {status}:\n{}", self.name, self.log());
+        }
+        status
     }
 
     /// Waits for its end.
