@@ -114,19 +114,9 @@ impl KafkaJournal {
         let mut said: Option<String> = Some(String::new());
         let mut ticks = tokio::time::interval(PROBE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut away: Option<Instant> = None;
         loop {
             ticks.tick().await;
             let probed = self.probe().await.err();
-            if probed.is_none() {
-                away = None;
-            } else if away.get_or_insert_with(Instant::now).elapsed() > DELIVERY_DEADLINE {
-                // All it had is given up by now. One that was told by a broker just back that there
-                // is no broker does not look again for minutes; a new one begins at the addresses.
-                away = None;
-                let old = self.replace();
-                let _ = tokio::task::spawn_blocking(move || drop(old)).await;
-            }
             let state = probed.or_else(|| self.ready().err());
             if state != said {
                 match &state {
@@ -188,22 +178,13 @@ impl KafkaJournal {
         let producer = self.current();
         let Some((_, reason)) = producer.client().fatal_error() else { return producer };
         log::warn!("the producer failed for good and is replaced: {reason}");
-        drop(self.replace());
-        self.current()
-    }
-
-    /// Puts a new producer in the place of the one there was, which is returned.
-    fn replace(&self) -> Option<Arc<Producer>> {
         match make(&self.config, &self.health) {
             Ok(producer) => {
-                let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
-                Some(std::mem::replace(&mut *current, Arc::new(producer)))
+                *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(producer);
             }
-            Err(error) => {
-                log::error!("no new producer: {error}");
-                None
-            }
+            Err(error) => log::error!("no new producer: {error}"),
         }
+        self.current()
     }
 
     fn current(&self) -> Arc<Producer> {
