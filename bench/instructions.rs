@@ -21,7 +21,7 @@ use seckill::desk::Desk;
 use seckill::gate::Window;
 use seckill::http::{self, Front};
 use seckill::item::Item;
-use seckill::journal::{Delivery, Journal, Receipt};
+use seckill::journal::{Journal, Receipt};
 use seckill::metrics::Metrics;
 use seckill::shop::{Purchase, Shop};
 use seckill::stock::redis::RedisStock;
@@ -88,11 +88,7 @@ struct AtOnce;
 #[async_trait]
 impl Journal for AtOnce {
     fn append(&self, batch: &Batch) -> Arc<Receipt> {
-        let receipt = Receipt::new(batch.attempts.len());
-        for index in 0..batch.attempts.len() {
-            receipt.note(index, Delivery::Acknowledged);
-        }
-        receipt
+        Receipt::acknowledged(batch.attempts.len())
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -45,9 +45,6 @@ pub fn client(settings: &Settings) -> Result<ClientConfig, ConfigError> {
     config.set("socket.connection.setup.timeout.ms", "5000");
     // The sale goes on within 10 s after Kafka is back: ask again at least every second.
     config.set("reconnect.backoff.max.ms", "1000");
-    // A broker that comes back may say for a moment that there is none; who believed that begins
-    // again at the addresses it was given (default: after 5 minutes).
-    config.set("metadata.recovery.rebootstrap.trigger.ms", "5000");
     for (key, value) in options(settings)? {
         config.set(key, value);
     }
