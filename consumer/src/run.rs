@@ -158,8 +158,10 @@ impl Noted {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Away(why) => self.health.note(Some(why)),
-            // Says nothing of the servers; nor does quiet before the first assignment.
+            // Says nothing of the servers; nor does quiet before the first assignment, or to be left
+            // without partitions.
             Step::Moved => {}
+            Step::Started(partitions) if partitions.is_empty() => self.started = true,
             Step::Quiet if !self.started => {}
             Step::Started(_) | Step::Verified | Step::Posted(_) | Step::Quiet => {
                 self.started = true;

@@ -14,7 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
 
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::{Delivery, Journal, Receipt};
 use crate::stock::Batch;
@@ -40,8 +40,8 @@ pub struct KafkaJournal {
     health: Arc<Health>,
     /// Appended so far.
     batches: AtomicU32,
-    /// Made when first asked: most nodes never are.
-    watermarks: OnceCell<Watermarks>,
+    /// Made when first asked: most nodes never are. Made anew after an error.
+    watermarks: Mutex<Option<Watermarks>>,
 }
 
 /// Whether Kafka takes what it is given; written by librdkafka's threads.
@@ -105,7 +105,7 @@ impl KafkaJournal {
             producer: RwLock::new(Arc::new(producer)),
             health,
             batches: AtomicU32::new(0),
-            watermarks: OnceCell::new(),
+            watermarks: Mutex::new(None),
         })
     }
 
@@ -114,9 +114,20 @@ impl KafkaJournal {
         let mut said: Option<String> = Some(String::new());
         let mut ticks = tokio::time::interval(PROBE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut away: Option<Instant> = None;
         loop {
             ticks.tick().await;
             let probed = self.probe().await.err();
+            if probed.is_none() {
+                away = None;
+            } else if away.get_or_insert_with(Instant::now).elapsed() > DELIVERY_DEADLINE {
+                // What it had is given up by now. A client that was told by a broker just back that
+                // there are no brokers may never look for one again (librdkafka 2.12); another
+                // begins at the addresses, and does no harm where it is Kafka itself that is away.
+                away = None;
+                let old = self.replace();
+                let _ = tokio::task::spawn_blocking(move || drop(old)).await;
+            }
             let state = probed.or_else(|| self.ready().err());
             if state != said {
                 match &state {
@@ -178,13 +189,22 @@ impl KafkaJournal {
         let producer = self.current();
         let Some((_, reason)) = producer.client().fatal_error() else { return producer };
         log::warn!("the producer failed for good and is replaced: {reason}");
+        drop(self.replace());
+        self.current()
+    }
+
+    /// Puts a new producer in the place of the one there was, which is returned.
+    fn replace(&self) -> Option<Arc<Producer>> {
         match make(&self.config, &self.health) {
             Ok(producer) => {
-                *self.producer.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(producer);
+                let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+                Some(std::mem::replace(&mut *current, Arc::new(producer)))
             }
-            Err(error) => log::error!("no new producer: {error}"),
+            Err(error) => {
+                log::error!("no new producer: {error}");
+                None
+            }
         }
-        self.current()
     }
 
     fn current(&self) -> Arc<Producer> {
@@ -243,12 +263,12 @@ impl Journal for KafkaJournal {
     }
 
     async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
-        let watermarks = self
-            .watermarks
-            .get_or_try_init(async || Watermarks::new(&self.settings))
-            .await
-            .map_err(|error| error.to_string())?;
-        watermarks.ends(&self.settings.kafka_topic).await.map_err(|error| error.to_string())
+        let kept = self.watermarks.lock().await.take();
+        let watermarks = kept.map_or_else(|| Watermarks::new(&self.settings), Ok);
+        let watermarks = watermarks.map_err(|error| error.to_string())?;
+        let ends = watermarks.ends(&self.settings.kafka_topic).await.map_err(|error| error.to_string())?;
+        *self.watermarks.lock().await = Some(watermarks);
+        Ok(ends)
     }
 
     async fn flush(&self, within: Duration) {

@@ -30,12 +30,21 @@ const CLOSE_WITHIN: Duration = Duration::from_secs(4);
 /// After a trouble, whether Kafka is back. Soon asked again, so that `/readyz` is not late.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
+/// In silence, how often Kafka is asked whether it is there.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// A client that hears nothing for so long is replaced: one that was told by a broker just back
+/// that there are no brokers may never look for one again (librdkafka 2.12), and one more does no
+/// harm where it is Kafka itself that is away.
+const REPLACED_AFTER: Duration = Duration::from_secs(10);
+
 /// Bytes in one batch, the last message apart: a sale has 300, but a topic takes messages of
 /// 1 MiB from anybody, and a thousand of them would be a gigabyte.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// Reads a topic as a member of a group.
 pub struct KafkaReader {
+    settings: Settings,
     topic: String,
     /// Gone once closed.
     consumer: Option<Arc<Apart<Client>>>,
@@ -47,6 +56,8 @@ pub struct KafkaReader {
     held: BTreeMap<i32, Vec<Message>>,
     /// Why Kafka is away, until it answers.
     trouble: Option<String>,
+    /// When Kafka last answered, or this client was made.
+    heard: Instant,
     /// librdkafka asked for an offset that the log does not have, and fetches no more: what it
     /// was is said as soon as Kafka can be asked.
     outside: bool,
@@ -60,47 +71,34 @@ impl KafkaReader {
     /// # Errors
     /// When the settings cannot be used.
     pub fn new(settings: &Settings) -> Result<Self, ConfigError> {
-        let topic = settings.kafka_topic.clone();
-        let mut config = kafka::client(settings)?;
-        config.set("group.id", &settings.kafka_group);
-        // The newer protocol assigns in small steps, which `start` does not follow.
-        config.set("group.protocol", "classic");
-        // Whole assignments, for the same reason.
-        config.set("partition.assignment.strategy", "range");
-        // A consumer killed with -9 is replaced within 10 s.
-        config.set("session.timeout.ms", "6000");
-        config.set("heartbeat.interval.ms", "2000");
-        // A consumer that hangs loses its partitions after this; a slow post takes 20 s.
-        config.set("max.poll.interval.ms", "60000");
-        // Outside the log: stop and say so, never skip.
-        config.set("auto.offset.reset", "error");
-        // The ledger keeps the offsets; what is committed is a report, made by hand.
-        config.set("enable.auto.commit", "false");
-        config.set("enable.auto.offset.store", "false");
-        // To read is not to make: `ensure_topic` knows how.
-        config.set("allow.auto.create.topics", "false");
-        // A sale waits for nothing.
-        config.set("fetch.wait.max.ms", "100");
-        // What is fetched ahead is bounded (default: 64 MB).
-        config.set("queued.max.messages.kbytes", "16384");
-        // Corrupt on the wire or on disk: noticed.
-        config.set("check.crcs", "true");
-        let assignment = Arc::new(Assignment::default());
-        let context = Context::new(Arc::clone(&assignment));
-        let consumer: Client = kafka::create(&config, context)?;
-        consumer
-            .subscribe(&[&topic])
-            .map_err(|_| ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned()))?;
+        let (consumer, assignment) = join(settings)?;
         Ok(Self {
-            topic,
-            consumer: Some(Arc::new(Apart::new(consumer))),
+            settings: settings.clone(),
+            topic: settings.kafka_topic.clone(),
+            consumer: Some(consumer),
             assignment,
             positions: BTreeMap::new(),
             paused: false,
             held: BTreeMap::new(),
             trouble: None,
+            heard: Instant::now(),
             outside: false,
         })
+    }
+
+    /// Joins the group with another client. What the former one was assigned is not ours any more.
+    fn replace(&mut self) -> Result<(), ConfigError> {
+        (self.consumer, self.assignment) = join(&self.settings).map(|(new, its)| (Some(new), its))?;
+        self.heard = Instant::now();
+        self.forget();
+        Ok(())
+    }
+
+    /// What was read may be another's now.
+    fn forget(&mut self) {
+        self.positions.clear();
+        self.held.clear();
+        self.paused = false;
     }
 
     fn consumer(&self) -> Result<Arc<Apart<Client>>, ReaderError> {
@@ -146,13 +144,14 @@ impl KafkaReader {
 
     fn answered(&mut self) {
         self.trouble = None;
+        self.heard = Instant::now();
     }
 
-    /// Nothing came. After a trouble it matters why: asks the broker.
+    /// Nothing came. After a trouble, or a long silence, it matters why: asks the broker.
     async fn quiet(&mut self) -> Result<Read, ReaderError> {
-        let Some(trouble) = self.trouble.clone() else {
+        if self.trouble.is_none() && self.heard.elapsed() < PROBE_EVERY {
             return Ok(Read::Quiet);
-        };
+        }
         let consumer = self.consumer()?;
         let topic = self.topic.clone();
         let answer = blocking(move || {
@@ -166,7 +165,17 @@ impl KafkaReader {
                 Ok(Read::Quiet)
             }
             Ok(false) => Err(ReaderError::Away(format!("there is no topic {}", self.topic))),
-            Err(ReaderError::Away(_)) => Err(ReaderError::Away(trouble)),
+            Err(ReaderError::Away(why)) => {
+                let trouble = self.trouble.get_or_insert(why).clone();
+                if self.heard.elapsed() > REPLACED_AFTER {
+                    let assigned = !self.assignment.partitions().is_empty();
+                    self.replace().map_err(|error| ReaderError::Foreign(error.0))?;
+                    if assigned {
+                        return Ok(Read::Assigned(Vec::new()));
+                    }
+                }
+                Err(ReaderError::Away(trouble))
+            }
             Err(error) => Err(error),
         }
     }
@@ -212,6 +221,41 @@ impl KafkaReader {
     }
 }
 
+/// A client in the group, and what the group assigns to it.
+fn join(settings: &Settings) -> Result<(Arc<Apart<Client>>, Arc<Assignment>), ConfigError> {
+    let mut config = kafka::client(settings)?;
+    config.set("group.id", &settings.kafka_group);
+    // The newer protocol assigns in small steps, which `start` does not follow.
+    config.set("group.protocol", "classic");
+    // Whole assignments, for the same reason.
+    config.set("partition.assignment.strategy", "range");
+    // A consumer killed with -9 is replaced within 10 s.
+    config.set("session.timeout.ms", "6000");
+    config.set("heartbeat.interval.ms", "2000");
+    // A consumer that hangs loses its partitions after this; a slow post takes 20 s.
+    config.set("max.poll.interval.ms", "60000");
+    // Outside the log: stop and say so, never skip.
+    config.set("auto.offset.reset", "error");
+    // The ledger keeps the offsets; what is committed is a report, made by hand.
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    // To read is not to make: `ensure_topic` knows how.
+    config.set("allow.auto.create.topics", "false");
+    // A sale waits for nothing.
+    config.set("fetch.wait.max.ms", "100");
+    // What is fetched ahead is bounded (default: 64 MB).
+    config.set("queued.max.messages.kbytes", "16384");
+    // Corrupt on the wire or on disk: noticed.
+    config.set("check.crcs", "true");
+    let assignment = Arc::new(Assignment::default());
+    let context = Context::new(Arc::clone(&assignment));
+    let consumer: Client = kafka::create(&config, context)?;
+    consumer
+        .subscribe(&[&settings.kafka_topic])
+        .map_err(|_| ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned()))?;
+    Ok((Arc::new(Apart::new(consumer)), assignment))
+}
+
 #[async_trait]
 impl Reader for KafkaReader {
     fn topic(&self) -> &str {
@@ -231,11 +275,11 @@ impl Reader for KafkaReader {
         let assignment = Arc::clone(&self.assignment);
         loop {
             if let Some(partitions) = assignment.changed() {
-                // What was read may be another's now.
-                self.positions.clear();
-                self.held.clear();
-                self.paused = false;
-                self.answered();
+                self.forget();
+                // A client that lost its group for silence takes its partitions away by itself.
+                if !partitions.is_empty() {
+                    self.answered();
+                }
                 return Ok(Read::Assigned(partitions));
             }
             if max == 0 && count > 0 {
