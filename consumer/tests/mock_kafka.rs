@@ -19,7 +19,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use support::kafka::{assigned, group_offset, messages, numbered, produce, set_group_offset};
 use support::{EPOCH, SOON, bytes, sale, settings};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -180,6 +180,16 @@ async fn an_offset_outside_the_log_stops() {
 
 #[tokio::test]
 async fn brokers_that_go_away_are_waited_for() {
+    goes_on_after(Duration::ZERO).await;
+}
+
+/// So long that the client was replaced.
+#[tokio::test]
+async fn brokers_that_are_away_for_long_are_found_again() {
+    goes_on_after(Duration::from_secs(15)).await;
+}
+
+async fn goes_on_after(outage: Duration) {
     let (cluster, settings, brokers) = cluster(1);
     produce(&brokers, &settings.kafka_topic, 0, &numbered(2)).await;
     let mut reader = reader(&settings);
@@ -189,11 +199,18 @@ async fn brokers_that_go_away_are_waited_for() {
     timeout(SOON, async { while !matches!(reader.read(10, SHORT).await, Err(ReaderError::Away(_))) {} })
         .await
         .expect("noticed");
+    let until = Instant::now() + outage;
+    while Instant::now() < until {
+        let read = reader.read(10, SHORT).await;
+        let nothing = matches!(&read, Err(ReaderError::Away(_)))
+            || matches!(&read, Ok(Read::Assigned(partitions)) if partitions.is_empty());
+        assert!(nothing, "{read:?}");
+    }
     cluster.broker_up(-1).expect("up");
     produce(&brokers, &settings.kafka_topic, 0, &numbered(2)).await;
     timeout(SOON, async {
         let mut offsets = Vec::new();
-        while offsets.len() < 2 {
+        while offsets.last() != Some(&3) {
             match reader.read(10, SHORT).await {
                 Ok(Read::Messages(messages)) => {
                     offsets.extend(messages[&0].iter().map(|message| message.offset))
@@ -207,7 +224,6 @@ async fn brokers_that_go_away_are_waited_for() {
                 Err(error) => panic!("{error}"),
             }
         }
-        assert_eq!(offsets.last(), Some(&3));
     })
     .await
     .expect("goes on");

@@ -417,10 +417,23 @@ mod tests {
     /// Without an acknowledgement for a while nothing more is taken; with one it goes on.
     #[tokio::test]
     async fn a_broker_that_is_away_is_noticed_and_found_again() {
+        found_again_after(Duration::ZERO).await;
+    }
+
+    /// So long that the producer was replaced.
+    #[tokio::test]
+    async fn a_broker_that_was_away_for_long_is_found_again() {
+        found_again_after(DELIVERY_DEADLINE + Duration::from_secs(5)).await;
+    }
+
+    async fn found_again_after(outage: Duration) {
         let (cluster, journal) = mock().await;
         cluster.broker_down(1).expect("down");
         let receipt = journal.append(&batch(2));
         reaches(&journal, false).await;
+        let first = Arc::as_ptr(&journal.current());
+        tokio::time::sleep(outage).await;
+        assert_eq!(Arc::as_ptr(&journal.current()) != first, outage > DELIVERY_DEADLINE, "replaced");
         cluster.broker_up(1).expect("up");
         reaches(&journal, true).await;
         tokio::time::timeout(Duration::from_secs(20), receipt.done()).await.expect("delivered or given up");
