@@ -7,7 +7,10 @@ mod door;
 mod order;
 mod page;
 
+use std::future::Future;
 use std::net::TcpListener;
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use actix_http::{Request, Response};
@@ -16,7 +19,7 @@ use actix_web::body::BoxBody;
 use actix_web::dev::{AppConfig, Server, ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::{StatusCode, header};
 use actix_web::middleware::{Next, from_fn};
-use actix_web::{App, Error, HttpRequest, web};
+use actix_web::{App, Error, HttpRequest, HttpResponse, web};
 use consumer::web::{Capacity, within_limits};
 use serde::Deserialize;
 
@@ -26,6 +29,7 @@ use crate::item::Item;
 use crate::metrics::Metrics;
 use crate::shop::Shop;
 use answer::{Code, problem};
+use door::Way;
 
 /// Open connections: at 12 KiB for an idle one and 21 KiB for one that waits, a gigabyte.
 const MAX_CONNECTIONS: usize = 50_000;
@@ -71,24 +75,42 @@ pub fn service(
     InitError = (),
     Service = impl Service<Request, Response = Response<BoxBody>, Error = Error>,
 > {
-    let door = front.clone();
-    apply_fn_factory(app(front), move |request: Request, app| {
-        let answer = match door::answer(&request, &door) {
-            Some(answer) => Ok(answer),
-            None => Err(app.call(request)),
+    let worker = Rc::new(Worker { front, desk: web::Data::new(Desk::open()) });
+    apply_fn_factory(app(&worker), move |request: Request, app| {
+        let answer: Result<HttpResponse, Later> = match door::way(&request, &worker) {
+            Some(Way::Answered(answer)) => Ok(answer),
+            Some(Way::Buy(item)) => {
+                let worker = Rc::clone(&worker);
+                Err(Box::pin(async move {
+                    Ok(buy::answer(&request, Ok(item), &worker.front, &worker.desk).await.into())
+                }))
+            }
+            None => {
+                let answer = app.call(request);
+                Err(Box::pin(async { answer.await.map(Into::into) }))
+            }
         };
-        async move {
+        async {
             match answer {
                 Ok(answer) => Ok(answer.into()),
-                Err(app) => app.await.map(Into::into),
+                Err(later) => later.await,
             }
         }
     })
 }
 
+/// An answer that has to be waited for.
+type Later = Pin<Box<dyn Future<Output = Result<Response<BoxBody>, Error>>>>;
+
+/// What one worker's handlers share.
+struct Worker {
+    front: web::Data<Front>,
+    desk: web::Data<Desk>,
+}
+
 /// Everything that can be asked for.
 fn app(
-    front: web::Data<Front>,
+    worker: &Worker,
 ) -> App<
     impl ServiceFactory<
         ServiceRequest,
@@ -96,12 +118,11 @@ fn app(
         Response = ServiceResponse<BoxBody>,
         Error = Error,
         InitError = (),
-    >,
+    > + use<>,
 > {
     App::new()
-        .app_data(front)
-        // This thread's.
-        .app_data(Desk::open())
+        .app_data(worker.front.clone())
+        .app_data(worker.desk.clone())
         .app_data(web::QueryConfig::default().error_handler(|error, request| {
             let answer = problem(request, Code::BadRequest, Some(&error.to_string()));
             actix_web::error::InternalError::from_response(error, answer).into()

@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, AcceptLanguage, Header as _, HeaderValue};
-use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
+use actix_web::{HttpMessage, HttpResponse, HttpResponseBuilder};
 use serde_json::json;
 
 /// An answer's `code`.
@@ -124,7 +124,7 @@ impl Language {
 }
 
 /// An attempt that was not valid, or could not be made (RFC 9457).
-pub(super) fn problem(request: &HttpRequest, code: Code, detail: Option<&str>) -> HttpResponse {
+pub(super) fn problem(request: &impl HttpMessage, code: Code, detail: Option<&str>) -> HttpResponse {
     let mut body = json!({
         "type": "about:blank",
         "title": code.status().canonical_reason(),

@@ -3,10 +3,9 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use actix_http::{HttpMessage as _, Request};
-use actix_web::http::header::{self, HeaderName};
+use actix_web::http::header::{self, HeaderMap, HeaderName};
 use actix_web::web::Bytes;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -52,7 +51,11 @@ fn sold_out(language: Language) -> HttpResponse {
 }
 
 /// Sold out, for who has no key; a winner may have one.
-pub(super) fn at_the_door(request: &Request, front: &Front, item: &Item) -> Option<HttpResponse> {
+pub(super) fn sold_out_already(
+    request: &impl HttpMessage,
+    front: &Front,
+    item: &Item,
+) -> Option<HttpResponse> {
     let anonymous = !request.headers().contains_key(&IDEMPOTENCY_KEY);
     let till = front.shop.at_hand(item).filter(|_| anonymous)?;
     if till.gate() != Gate::Shut(Purchase::SoldOut) {
@@ -66,25 +69,37 @@ pub(super) async fn buy(
     request: HttpRequest,
     query: web::Query<Query>,
     front: web::Data<Front>,
+    desk: web::Data<Desk>,
+) -> HttpResponse {
+    answer(&request, query.item(), &front, &desk).await
+}
+
+pub(super) async fn answer(
+    request: &impl HttpMessage,
+    item: Result<Item, String>,
+    front: &Front,
+    desk: &Desk,
 ) -> HttpResponse {
     let started = Instant::now();
-    let (code, answer) = attempt(&request, &query, &front).await;
+    let (code, answer) = attempt(request, item, front, desk).await;
     front.metrics.answered(code.name(), started.elapsed());
     answer
 }
 
-async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, HttpResponse) {
+async fn attempt(
+    request: &impl HttpMessage,
+    item: Result<Item, String>,
+    front: &Front,
+    desk: &Desk,
+) -> (Code, HttpResponse) {
     let malformed = |why: &str| (Code::BadRequest, problem(request, Code::BadRequest, Some(why)));
-    let item = match query.item() {
+    let item = match item {
         Ok(item) => item,
         Err(why) => return malformed(&why),
     };
-    let key = match idempotency_key(request) {
+    let key = match idempotency_key(request.headers()) {
         Ok(key) => key,
         Err(why) => return malformed(why),
-    };
-    let Some(desk) = request.app_data::<Desk>() else {
-        return (Code::Unavailable, problem(request, Code::Unavailable, None));
     };
     let (code, num, order) = match front.shop.buy(desk, &item, key).await {
         Purchase::Bought { order, left } => (Code::Success, Some(left), Some(order)),
@@ -112,9 +127,9 @@ async fn attempt(request: &HttpRequest, query: &Query, front: &Front) -> (Code, 
 }
 
 /// The attempt's name, if it has one.
-fn idempotency_key(request: &HttpRequest) -> Result<Option<&str>, &'static str> {
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, &'static str> {
     const WRONG: &str = "Idempotency-Key: give 1 to 64 printable ASCII characters, once";
-    let mut keys = request.headers().get_all(&IDEMPOTENCY_KEY);
+    let mut keys = headers.get_all(&IDEMPOTENCY_KEY);
     let Some(key) = keys.next() else { return Ok(None) };
     if keys.next().is_some() {
         return Err(WRONG);

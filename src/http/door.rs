@@ -1,4 +1,4 @@
-//! What thousands ask in the same second is answered at the door: that all is sold, what is left,
+//! What thousands ask in the same second is answered at the door: an attempt to buy, what is left,
 //! the page. Whatever else is asked, or asked in an unusual way, goes on into the application,
 //! which answers these just the same.
 
@@ -8,10 +8,19 @@ use actix_web::http::Method;
 use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use consumer::web::fits;
 
-use super::{Front, buy, count, page};
+use super::{Worker, buy, count, page};
 use crate::item::Item;
 
-pub(super) fn answer(request: &Request, front: &Front) -> Option<HttpResponse> {
+/// How a request is answered at the door.
+pub(super) enum Way {
+    /// At once.
+    Answered(HttpResponse),
+    /// After an attempt to buy one of these.
+    Buy(Item),
+}
+
+/// `None` for what goes on into the application.
+pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
     let (headers, uri) = (request.headers(), request.uri());
     let no_body = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0");
     if !no_body || headers.contains_key(TRANSFER_ENCODING) || !fits(headers, uri) {
@@ -23,9 +32,12 @@ pub(super) fn answer(request: &Request, front: &Front) -> Option<HttpResponse> {
         Some(query) => query.strip_prefix("item=")?.parse::<Item>().ok(),
     };
     match (request.method(), uri.path()) {
-        (&Method::POST, "/seckill/seckill") => buy::at_the_door(request, front, &item()?),
-        (&Method::GET, "/seckill/getCount") => count::at_the_door(front, &item()?),
-        (&Method::GET, path) => page::at_the_door(path),
+        (&Method::POST, "/seckill/seckill") => {
+            let item = item()?;
+            Some(buy::sold_out_already(request, &worker.front, &item).map_or(Way::Buy(item), Way::Answered))
+        }
+        (&Method::GET, "/seckill/getCount") => count::at_the_door(&worker.front, &item()?).map(Way::Answered),
+        (&Method::GET, path) => page::at_the_door(path).map(Way::Answered),
         _ => None,
     }
 }
