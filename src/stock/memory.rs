@@ -7,18 +7,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use consumer::sale::Sale;
+use indexmap::IndexMap;
 use jiff::Timestamp;
 use tokio::sync::Mutex;
-use tokio::task::yield_now;
 use uuid::Uuid;
 
 use super::{Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
 use crate::item::Item;
-use crate::journal::sqlite::{Entry, Seed, SqliteJournal, WriteError};
-
-/// Rows of the journal after which whoever reads on has a turn, when the stock is rebuilt.
-const SEEN_AT_ONCE: i64 = 500;
+use crate::journal::sqlite::{Entry, Rows, Seed, Sold, SqliteJournal, WriteError};
 
 /// The stock of one embedded file.
 pub struct MemoryStock {
@@ -48,7 +44,8 @@ struct Running {
     epoch: Uuid,
     seeded: u64,
     serial: u64,
-    attempts: HashMap<String, Known>,
+    /// A `HashMap` of a million takes twice the time: as it grows it hashes every name again.
+    attempts: IndexMap<String, Known>,
 }
 
 impl Running {
@@ -69,27 +66,36 @@ impl Running {
 }
 
 impl Shelves {
-    fn see(&mut self, offset: i64, entry: Entry) {
-        self.next = offset + 1;
-        match entry {
-            Entry::Seed(seed) => {
-                let shelf = self.items.entry(seed.item).or_default();
-                if seed.add {
-                    shelf.running.seeded += seed.units;
-                } else {
-                    let running = Running { epoch: seed.epoch, seeded: seed.units, ..Running::default() };
-                    let before = std::mem::replace(&mut shelf.running, running);
-                    if !before.epoch.is_nil() {
-                        shelf.earlier.push(before.book(false));
-                    }
-                }
+    fn see(&mut self, rows: &Rows) -> Result<(), String> {
+        for entry in rows.entries() {
+            let (offset, entry) = entry?;
+            if offset < self.next {
+                return Err(format!("the journal from offset {} was not read in its order", self.next));
             }
-            Entry::Sale(sale) => self.sold(sale),
+            match entry {
+                Entry::Seed(seed) => self.seeded(seed),
+                Entry::Sale(sale) => self.sold(sale),
+            }
+            self.next = offset + 1;
+        }
+        Ok(())
+    }
+
+    fn seeded(&mut self, seed: Seed) {
+        let shelf = self.items.entry(seed.item).or_default();
+        if seed.add {
+            shelf.running.seeded += seed.units;
+        } else {
+            let running = Running { epoch: seed.epoch, seeded: seed.units, ..Running::default() };
+            let before = std::mem::replace(&mut shelf.running, running);
+            if !before.epoch.is_nil() {
+                shelf.earlier.push(before.book(false));
+            }
         }
     }
 
-    fn sold(&mut self, sale: Sale) {
-        let Some(Shelf { running, .. }) = self.items.get_mut(&sale.item) else { return };
+    fn sold(&mut self, sale: Sold<'_>) {
+        let Some(Shelf { running, .. }) = self.items.get_mut(&*sale.item) else { return };
         if running.epoch != sale.epoch {
             return;
         }
@@ -167,18 +173,12 @@ impl MemoryStock {
 
     /// Sees what is in the journal by now.
     async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
-        let mut entries = self.journal.read(shelves.next).await?;
-        while let Some((last, _)) = entries.last() {
-            // Other threads read on and parse while these are seen.
-            let (more, ()) = tokio::join!(self.journal.read(last + 1), async {
-                for (offset, entry) in entries.drain(..) {
-                    shelves.see(offset, entry);
-                    if offset % SEEN_AT_ONCE == 0 {
-                        yield_now().await;
-                    }
-                }
-            });
-            entries = more?;
+        let mut read = self.journal.read(shelves.next).await?;
+        while let Some(rows) = read {
+            // SQLite's own thread reads on while these are seen.
+            let (more, seen) = tokio::join!(self.journal.read(rows.last + 1), async { shelves.see(&rows) });
+            seen?;
+            read = more?;
         }
         Ok(())
     }
@@ -202,7 +202,7 @@ impl Stock for MemoryStock {
             match self.journal.write(at, batch.sales()).await {
                 Ok(()) => {
                     for sale in batch.sales() {
-                        shelves.sold(sale);
+                        shelves.sold(sale.into());
                     }
                     shelves.next = at + batch.attempts.len() as i64;
                     return Ok(reply);
@@ -214,13 +214,14 @@ impl Stock for MemoryStock {
                 Err(WriteError::Failed(error)) => {
                     shelves.failed = true;
                     // The file itself tells what became of it: all of it is there, or none.
-                    let Ok(rows) = self.journal.read(at).await else { return Err(StockError::Silent(error)) };
                     let first = batch.attempts.first().map(|attempt| attempt.order);
-                    let ours =
-                        matches!(rows.first(), Some((_, Entry::Sale(sale))) if Some(sale.order) == first);
-                    for (offset, entry) in rows {
-                        shelves.see(offset, entry);
-                    }
+                    let ours = self.journal.read(at).await.and_then(|rows| {
+                        let Some(rows) = rows else { return Ok(false) };
+                        shelves.see(&rows)?;
+                        let sale = rows.entries().next();
+                        Ok(matches!(sale, Some(Ok((_, Entry::Sale(sale)))) if Some(sale.order) == first))
+                    });
+                    let Ok(ours) = ours else { return Err(StockError::Silent(error)) };
                     return if ours { Ok(reply) } else { Err(StockError::Refused(error)) };
                 }
             }
