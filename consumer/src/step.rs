@@ -273,12 +273,16 @@ impl Consumer {
             return Ok(Step::Quiet);
         };
         let began = Instant::now();
-        let posted = self.ledger.post(batch).await;
+        let post = async { (self.ledger.post(batch).await, began.elapsed()) };
+        let due = self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY);
+        // Kafka is asked meanwhile: behind what it fetches, the answer takes as long as a post.
+        let ends = async { if due { Some(self.reader.ends().await) } else { None } };
+        let ((posted, took), ends) = tokio::join!(biased; post, ends);
         if !matches!(posted, Err(LedgerError::Away(_))) {
             self.batch = None;
         }
         let posted = posted?;
-        self.metrics.posted(&posted, began.elapsed());
+        self.metrics.posted(&posted, took);
         self.checkpoints.extend(posted.checkpoints.clone());
         if posted.conflict + posted.dead_letter > 0 {
             log::warn!(
@@ -289,8 +293,8 @@ impl Consumer {
             );
         }
         self.report().await;
-        if self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
-            self.measure().await;
+        if let Some(ends) = ends {
+            self.show(ends);
         }
         Ok(Step::Posted(posted))
     }
@@ -321,7 +325,12 @@ impl Consumer {
     }
 
     async fn measure(&mut self) {
-        match self.reader.ends().await {
+        let ends = self.reader.ends().await;
+        self.show(ends);
+    }
+
+    fn show(&mut self, ends: Result<BTreeMap<i32, i64>, ReaderError>) {
+        match ends {
             Ok(ends) => self
                 .lag
                 .show(&ends, |partition| self.checkpoints.get(&partition).map_or(0, |known| known.next)),

@@ -9,14 +9,17 @@ use jiff::Timestamp;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlPool, MySqlPoolOptions};
 use sqlx::pool::PoolConnection;
-use sqlx::{ConnectOptions, Connection, Executor, MySql, Row as _};
+use sqlx::{Arguments as _, ConnectOptions, Connection, Executor, MySql, Row as _};
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::post::{self, MAX_ROWS, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
-use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
+use super::statements::{
+    BESIDE_INFO, COLUMNS, Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements,
+    unrecorded,
+};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::config::ConfigError;
 use crate::sale::Sale;

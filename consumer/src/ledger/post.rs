@@ -98,19 +98,19 @@ pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, Ledg
             return Err(LedgerError::Moved { partition: part.partition, expected: part.from, found });
         }
     }
-    let mut posting = Posting { tables, topic: &batch.topic, posted: Posted::default() };
-    let mut rows = Vec::new();
-    for part in &batch.parts {
-        for message in &part.messages {
-            match Row::read(&batch.topic, part, message) {
-                Ok(row) => rows.push(row),
-                Err(error) => posting.bury(part.partition, message, &error).await?,
-            }
+    let topic = &batch.topic;
+    let mut posting = Posting { tables, topic, posted: Posted::default(), terms: HashMap::new() };
+    let mut chunks = chunks(batch).into_iter().map(|chunk| read(topic, &chunk));
+    let mut next = chunks.next();
+    while let Some((rows, unreadable)) = next {
+        for (partition, message, error) in unreadable {
+            posting.bury(partition, message, &error).await?;
         }
-    }
-    let rows = posting.fence(rows).await?;
-    for chunk in chunks(&rows) {
-        posting.record(chunk).await?;
+        let rows = posting.fence(&rows).await?;
+        // While the database works on these, the next chunk is read.
+        let recorded;
+        (recorded, next) = tokio::join!(biased; posting.record(rows), async { chunks.next() });
+        recorded?;
     }
     for part in &batch.parts {
         posting.advance(part).await?;
@@ -118,48 +118,66 @@ pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, Ledg
     Ok(posting.posted)
 }
 
-/// Cuts rows into inserts of at most [`MAX_ROWS`] and about [`MAX_BYTES`].
-fn chunks<'r, 'a>(rows: &'r [Row<'a>]) -> Vec<Vec<&'r Row<'a>>> {
-    let mut chunks: Vec<Vec<&Row<'_>>> = Vec::new();
+/// Cuts a batch into inserts of at most [`MAX_ROWS`] and about [`MAX_BYTES`].
+fn chunks<'a>(batch: &'a Batch) -> Vec<Vec<(&'a Part, &'a Message)>> {
+    let mut chunks: Vec<Vec<_>> = Vec::new();
     let mut bytes = 0;
-    for row in rows {
-        bytes += row.info.len();
+    let messages = |part: &'a Part| part.messages.iter().map(move |message| (part, message));
+    for message in batch.parts.iter().flat_map(messages) {
+        let size = message.1.value.len();
+        bytes += size;
         match chunks.last_mut() {
-            Some(last) if last.len() < MAX_ROWS && bytes <= MAX_BYTES => last.push(row),
+            Some(last) if last.len() < MAX_ROWS && bytes <= MAX_BYTES => last.push(message),
             _ => {
-                bytes = row.info.len();
-                chunks.push(vec![row]);
+                bytes = size;
+                chunks.push(vec![message]);
             }
         }
     }
     chunks
 }
 
+/// A message that cannot become a row: its partition, itself, and what is wrong with it.
+type Unreadable<'a> = (i32, &'a Message, String);
+
+/// Reads a chunk: the rows, and what cannot become one.
+fn read<'a>(topic: &'a str, messages: &[(&Part, &'a Message)]) -> (Vec<Row<'a>>, Vec<Unreadable<'a>>) {
+    let (mut rows, mut unreadable) = (Vec::with_capacity(messages.len()), Vec::new());
+    for (part, message) in messages {
+        match Row::read(topic, part, message) {
+            Ok(row) => rows.push(row),
+            Err(error) => unreadable.push((part.partition, *message, error)),
+        }
+    }
+    (rows, unreadable)
+}
+
 struct Posting<'t> {
     tables: &'t mut dyn Tables,
     topic: &'t str,
     posted: Posted,
+    /// The terms of sales seen so far, locked until the end.
+    terms: HashMap<(String, Uuid), u64>,
 }
 
 impl Posting<'_> {
     /// Puts aside what was sold under a term that is over: the books were counted without it.
-    async fn fence<'a>(&mut self, rows: Vec<Row<'a>>) -> Result<Vec<Row<'a>>, LedgerError> {
-        let mut terms: HashMap<(String, Uuid), u64> = HashMap::new();
+    async fn fence<'r, 'a>(&mut self, rows: &'r [Row<'a>]) -> Result<Vec<&'r Row<'a>>, LedgerError> {
         let (mut current, mut old) = (Vec::new(), Vec::new());
         for row in rows {
             let sale = (row.sale.item.clone(), row.sale.epoch);
-            let term = match terms.get(&sale) {
+            let term = match self.terms.get(&sale) {
                 Some(term) => *term,
                 None => {
                     let term = self.tables.fence(&sale.0, sale.1).await?.unwrap_or(0);
-                    *terms.entry(sale).or_insert(term)
+                    *self.terms.entry(sale).or_insert(term)
                 }
             };
             if row.sale.term < term { old.push(row) } else { current.push(row) }
         }
-        for chunk in chunks(&old) {
+        if !old.is_empty() {
             // One that was recorded in time is a duplicate like any other.
-            for row in self.sort_out(&chunk, Some(LATE)).await? {
+            for row in self.sort_out(&old, Some(LATE)).await? {
                 self.set_aside(row, LATE).await?;
             }
         }

@@ -1,6 +1,8 @@
 //! A message as the row it becomes, or why it cannot become one.
 
 use jiff::Timestamp;
+use jiff::fmt::temporal::DateTimePrinter;
+use jiff::tz::TimeZone;
 
 use super::{Message, Part};
 use crate::sale::Sale;
@@ -70,15 +72,18 @@ fn number(member: &str, value: u64) -> Result<i64, String> {
     i64::try_from(value).map_err(|_| format!("{member} {value} is out of range"))
 }
 
+/// A space between date and time, and microseconds; cheaper than `strftime`.
+const DATETIME: DateTimePrinter = DateTimePrinter::new().separator(b' ').precision(Some(6));
+
 /// A time as `datetime(6)` is written, in UTC.
 pub(super) fn datetime(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%d %H:%M:%S%.6f").to_string()
+    DATETIME.datetime_to_string(&TimeZone::UTC.to_datetime(at))
 }
 
 /// The time that a `datetime(6)` stands for.
 pub(super) fn timestamp(text: &str) -> Result<Timestamp, jiff::Error> {
     let civil: jiff::civil::DateTime = text.parse()?;
-    Ok(civil.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp())
+    Ok(civil.to_zoned(TimeZone::UTC)?.timestamp())
 }
 
 #[cfg(test)]

@@ -5,13 +5,16 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{Connection, Row as _, Sqlite};
+use sqlx::{Arguments as _, Connection, Row as _, Sqlite};
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::post::{self, MAX_ROWS, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
-use super::statements::{Failure, TABLES, broken, columns, odd, select_sale, statements, unrecorded};
+use super::statements::{
+    BESIDE_INFO, COLUMNS, Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements,
+    unrecorded,
+};
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};

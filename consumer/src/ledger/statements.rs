@@ -26,6 +26,7 @@ macro_rules! statements {
         pub(super) struct $name<'c>(pub(super) &'c mut <$database as sqlx::Database>::Connection);
 
         type Builder = sqlx::QueryBuilder<$database>;
+        type Values = <$database as sqlx::Database>::Arguments;
         type DatabaseRow = <$database as sqlx::Database>::Row;
 
         impl $name<'_> {
@@ -300,13 +301,13 @@ macro_rules! statements {
             }
 
             async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {
-                let mut insert = Builder::new(concat!("insert into seckill (", columns!(), ") "));
-                insert.push_values(rows, |mut values, row| {
-                    values.push_bind(row.info);
-                    bind_sale(&mut values, row);
-                });
-                let insert = insert.build().persistent(rows.len() == MAX_ROWS);
-                written(insert.execute(&mut *self.0).await.map(drop))
+                let mut values = Values::default();
+                values.reserve(rows.len() * COLUMNS, rows.iter().map(|row| row.info.len() + BESIDE_INFO).sum());
+                for row in rows {
+                    add(&mut values, row).map_err(unwritable)?;
+                }
+                let insert = sqlx::query_with(sqlx::AssertSqlSafe(insert(rows.len())), values);
+                written(insert.persistent(rows.len() == MAX_ROWS).execute(&mut *self.0).await.map(drop))
             }
 
             async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError> {
@@ -342,13 +343,9 @@ macro_rules! statements {
             }
 
             async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError> {
-                let mut insert = Builder::new(concat!("insert into seckill_conflict (reason, ", columns!(), ") "));
-                insert.push_values([row], |mut values, row| {
-                    values.push_bind(reason);
-                    values.push_bind(row.info);
-                    bind_sale(&mut values, row);
-                });
-                written(insert.build().execute(&mut *self.0).await.map(drop))
+                let mut values = Values::default();
+                values.add(reason).and_then(|()| add(&mut values, row)).map_err(unwritable)?;
+                written(sqlx::query_with(SET_ASIDE, values).execute(&mut *self.0).await.map(drop))
             }
 
             async fn bury(
@@ -395,19 +392,26 @@ macro_rules! statements {
             }
         }
 
-        fn bind_sale(values: &mut sqlx::query_builder::Separated<'_, $database, &str>, row: &Row<'_>) {
-            values.push_bind(row.sold_at.as_str());
-            values.push_bind(row.topic);
-            values.push_bind(row.partition);
-            values.push_bind(row.message.offset);
-            values.push_bind(row.sale.order.to_string());
-            values.push_bind(row.sale.item.as_str());
-            values.push_bind(row.sale.epoch.to_string());
-            values.push_bind(row.term);
-            values.push_bind(row.serial);
-            values.push_bind(row.remaining);
-            values.push_bind(row.sale.attempt.as_deref());
-            values.push_bind(row.sale.buyer.as_deref());
+        /// Adds a row's values, in the order of the columns.
+        fn add(values: &mut Values, row: &Row<'_>) -> Result<(), sqlx::error::BoxDynError> {
+            let mut text = Uuid::encode_buffer();
+            values.add(row.info)?;
+            values.add(row.sold_at.as_str())?;
+            values.add(row.topic)?;
+            values.add(row.partition)?;
+            values.add(row.message.offset)?;
+            values.add(&*row.sale.order.as_hyphenated().encode_lower(&mut text))?;
+            values.add(row.sale.item.as_str())?;
+            values.add(&*row.sale.epoch.as_hyphenated().encode_lower(&mut text))?;
+            values.add(row.term)?;
+            values.add(row.serial)?;
+            values.add(row.remaining)?;
+            values.add(row.sale.attempt.as_deref())?;
+            values.add(row.sale.buyer.as_deref())
+        }
+
+        fn unwritable(error: sqlx::error::BoxDynError) -> LedgerError {
+            failed(sqlx::Error::Encode(error))
         }
 
         fn list<T>(query: &mut Builder, values: impl Iterator<Item = T>)
@@ -465,7 +469,27 @@ macro_rules! statements {
     };
 }
 
-pub(super) use {columns, select_sale, statements};
+pub(super) use {select_sale, statements};
+
+/// How many [`columns`] there are.
+pub(super) const COLUMNS: usize = 13;
+
+/// About the bytes of a row's values beside `info`.
+pub(super) const BESIDE_INFO: usize = 256;
+
+/// Inserts so many rows.
+pub(super) fn insert(rows: usize) -> String {
+    let row = format!("({})", ["?"; COLUMNS].join(", "));
+    let rows = vec![row; rows].join(", ");
+    format!(concat!("insert into seckill (", columns!(), ") values {}"), rows)
+}
+
+/// Inserts a sale put aside.
+pub(super) const SET_ASIDE: &str = concat!(
+    "insert into seckill_conflict (reason, ",
+    columns!(),
+    ") values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+);
 
 /// Every table, with a question for the columns that are written or read.
 pub(super) const TABLES: [(&str, &str); 6] = [
