@@ -54,7 +54,7 @@ const SESSION: &str = "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBST
 const IDLE_WITHIN: Duration = Duration::from_secs(5);
 
 // MariaDB knows no `for share`.
-statements!(Statements, MySql, failure, " for update", " lock in share mode");
+statements!(Statements, MySql, failure, MAX_ROWS, " for update", " lock in share mode");
 
 /// The books in MySQL or MariaDB.
 #[derive(Debug, Clone)]

@@ -10,8 +10,8 @@ use super::{Batch, Checkpoint, LATE, LedgerError, Message, Part, Posted, Verdict
 use crate::sale::Sale;
 
 /// Rows in one insert: 13 values each, and either database takes at least 32,766 in a statement.
-/// The insert of so many is prepared once for each connection, since preparing costs more than
-/// inserting; one of fewer rows, each time with another text, is prepared every time.
+/// The insert of the usual number is prepared once for each connection, since preparing costs more
+/// than inserting; any other, each time with another text, is prepared every time.
 pub(super) const MAX_ROWS: usize = 500;
 
 /// Bytes of messages in one insert, unless it is a single one: a quarter of the smallest default

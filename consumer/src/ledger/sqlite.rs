@@ -9,18 +9,19 @@ use sqlx::{Arguments as _, Connection, Row as _, Sqlite};
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 use uuid::Uuid;
 
-use super::post::{self, MAX_ROWS, Standing, Tables, Written};
+use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{
     BESIDE_INFO, COLUMNS, Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements,
     unrecorded,
 };
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
+use crate::reader::sqlite::BATCH;
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
 
 // A transaction that will write begins by taking the file's only write lock.
-statements!(Statements, Sqlite, failure, "", "");
+statements!(Statements, Sqlite, failure, BATCH, "", "");
 
 /// The books in the embedded world's file.
 #[derive(Debug)]

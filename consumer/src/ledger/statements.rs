@@ -19,9 +19,10 @@ macro_rules! select_sale {
 }
 
 /// Defines `$name`, the statements on a connection to `$database`. `$failed` says what an error
-/// means, `$lock` is what makes a select lock its row, `$share` the same for all who only read.
+/// means, an insert of `$usual` rows is prepared once, `$lock` is what makes a select lock its row,
+/// `$share` the same for all who only read.
 macro_rules! statements {
-    ($name:ident, $database:ty, $failed:path, $lock:literal, $share:literal) => {
+    ($name:ident, $database:ty, $failed:path, $usual:path, $lock:literal, $share:literal) => {
         /// The ledger's statements on one connection, in a transaction or not.
         pub(super) struct $name<'c>(pub(super) &'c mut <$database as sqlx::Database>::Connection);
 
@@ -307,7 +308,7 @@ macro_rules! statements {
                     add(&mut values, row).map_err(unwritable)?;
                 }
                 let insert = sqlx::query_with(sqlx::AssertSqlSafe(insert(rows.len())), values);
-                written(insert.persistent(rows.len() == MAX_ROWS).execute(&mut *self.0).await.map(drop))
+                written(insert.persistent(rows.len() == $usual).execute(&mut *self.0).await.map(drop))
             }
 
             async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError> {

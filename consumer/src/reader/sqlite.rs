@@ -22,12 +22,12 @@ const PARTITION: i32 = 0;
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Sales posted at a time: an insert of so many is prepared once. Meanwhile the file's one write
-/// lock is held, some 3 ms, and buyers wait.
-const BATCH: usize = 500;
+/// lock is held, some 1 ms, and buyers wait.
+pub(crate) const BATCH: usize = 100;
 
 /// In a rush buyers go first: as long as more is sold than is recorded, the next batch waits so
 /// long...
-const STEP_ASIDE: Duration = Duration::from_millis(50);
+const STEP_ASIDE: Duration = Duration::from_millis(10);
 
 /// ... unless the ledger is so many sales behind, which it makes up for in two seconds.
 const FAR_BEHIND: i64 = 100_000;
