@@ -77,30 +77,32 @@ pub fn service(
 > {
     let worker = Rc::new(Worker { front, desk: web::Data::new(Desk::open()) });
     apply_fn_factory(app(&worker), move |request: Request, app| {
-        let answer: Result<HttpResponse, Later> = match door::way(&request, &worker) {
-            Some(Way::Answered(answer)) => Ok(answer),
+        let answer = match door::way(&request, &worker) {
+            Some(Way::Answered(answer)) => Answer::Now(answer),
             Some(Way::Buy(item)) => {
                 let worker = Rc::clone(&worker);
-                Err(Box::pin(async move {
+                Answer::Later(Box::pin(async move {
                     Ok(buy::answer(&request, Ok(item), &worker.front, &worker.desk).await.into())
                 }))
             }
             None => {
                 let answer = app.call(request);
-                Err(Box::pin(async { answer.await.map(Into::into) }))
+                Answer::Later(Box::pin(async { answer.await.map(Into::into) }))
             }
         };
         async {
             match answer {
-                Ok(answer) => Ok(answer.into()),
-                Err(later) => later.await,
+                Answer::Now(answer) => Ok(answer.into()),
+                Answer::Later(answer) => answer.await,
             }
         }
     })
 }
 
-/// An answer that has to be waited for.
-type Later = Pin<Box<dyn Future<Output = Result<Response<BoxBody>, Error>>>>;
+enum Answer {
+    Now(HttpResponse),
+    Later(Pin<Box<dyn Future<Output = Result<Response<BoxBody>, Error>>>>),
+}
 
 /// What one worker's handlers share.
 struct Worker {

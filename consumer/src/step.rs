@@ -281,9 +281,14 @@ impl Consumer {
         if !matches!(posted, Err(LedgerError::Away(_))) {
             self.batch = None;
         }
+        if let Ok(posted) = &posted {
+            self.checkpoints.extend(posted.checkpoints.clone());
+        }
+        if let Some(ends) = ends {
+            self.show(ends);
+        }
         let posted = posted?;
         self.metrics.posted(&posted, took);
-        self.checkpoints.extend(posted.checkpoints.clone());
         if posted.conflict + posted.dead_letter > 0 {
             log::warn!(
                 "topic {}: {} sales in conflict and {} dead letters put aside, see seckill_conflict and seckill_dead_letter",
@@ -293,9 +298,6 @@ impl Consumer {
             );
         }
         self.report().await;
-        if let Some(ends) = ends {
-            self.show(ends);
-        }
         Ok(Step::Posted(posted))
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -13,8 +13,6 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel}
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
-
-use tokio::sync::Mutex;
 
 use super::{Delivery, Journal, Receipt};
 use crate::stock::Batch;
@@ -118,15 +116,15 @@ impl KafkaJournal {
         loop {
             ticks.tick().await;
             let probed = self.probe().await.err();
-            if probed.is_none() {
+            if probed.is_none() || !self.health.topic.load(Ordering::Acquire) {
                 away = None;
             } else if away.get_or_insert_with(Instant::now).elapsed() > DELIVERY_DEADLINE {
-                // What it had is given up by now. A client that was told by a broker just back that
+                // What it has is given up with it. A client that was told by a broker just back that
                 // there are no brokers may never look for one again (librdkafka 2.12); another
                 // begins at the addresses, and does no harm where it is Kafka itself that is away.
                 away = None;
-                let old = self.replace();
-                let _ = tokio::task::spawn_blocking(move || drop(old)).await;
+                log::debug!("the producer has not found Kafka for long and is replaced");
+                self.replace();
             }
             let state = probed.or_else(|| self.ready().err());
             if state != said {
@@ -189,21 +187,20 @@ impl KafkaJournal {
         let producer = self.current();
         let Some((_, reason)) = producer.client().fatal_error() else { return producer };
         log::warn!("the producer failed for good and is replaced: {reason}");
-        drop(self.replace());
+        self.replace();
         self.current()
     }
 
-    /// Puts a new producer in the place of the one there was, which is returned.
-    fn replace(&self) -> Option<Arc<Producer>> {
+    /// Puts a new producer in the place of the one there was.
+    fn replace(&self) {
         match make(&self.config, &self.health) {
             Ok(producer) => {
                 let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
-                Some(std::mem::replace(&mut *current, Arc::new(producer)))
+                let old = std::mem::replace(&mut *current, Arc::new(producer));
+                // It waits for its threads, which may wait for a network that is away.
+                std::thread::spawn(move || drop(old));
             }
-            Err(error) => {
-                log::error!("no new producer: {error}");
-                None
-            }
+            Err(error) => log::error!("no new producer: {error}"),
         }
     }
 
@@ -263,11 +260,11 @@ impl Journal for KafkaJournal {
     }
 
     async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
-        let kept = self.watermarks.lock().await.take();
+        let kept = self.watermarks.lock().unwrap_or_else(PoisonError::into_inner).take();
         let watermarks = kept.map_or_else(|| Watermarks::new(&self.settings), Ok);
         let watermarks = watermarks.map_err(|error| error.to_string())?;
         let ends = watermarks.ends(&self.settings.kafka_topic).await.map_err(|error| error.to_string())?;
-        *self.watermarks.lock().await = Some(watermarks);
+        *self.watermarks.lock().unwrap_or_else(PoisonError::into_inner) = Some(watermarks);
         Ok(ends)
     }
 

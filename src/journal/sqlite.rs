@@ -124,7 +124,12 @@ impl SqliteJournal {
         .fetch_one(connection)
         .await
         .map_err(|error| error.to_string())?;
-        Ok(last.zip(text).map(|(last, text)| Rows { last, text }))
+        let Some((last, text)) = last.zip(text) else { return Ok(None) };
+        let offsets = text.split(BETWEEN).map(|row| numbered(row).0.parse::<i64>().ok());
+        if !offsets.is_sorted_by(|one, next| one < next) {
+            return Err(format!("the journal from offset {from} was not read in its order"));
+        }
+        Ok(Some(Rows { last, text }))
     }
 
     /// Writes sales at `at` and on, all of them or none, and returns when they are on disk.
@@ -233,13 +238,18 @@ impl SqliteJournal {
     }
 }
 
+/// A row's offset, and its kind and value.
+fn numbered(row: &str) -> (&str, &str) {
+    row.split_at(row.find(char::is_alphabetic).unwrap_or_default())
+}
+
 /// An entry and its offset, of a row with its offset, kind and value.
 fn entry(row: &str) -> Result<(i64, Entry<'_>), String> {
-    let (offset, row) = row.split_at(row.find(char::is_alphabetic).unwrap_or_default());
+    let (offset, row) = numbered(row);
     let failed = |error: &dyn std::fmt::Display| format!("journal offset {offset}: {error}");
     let entry = match row.strip_prefix("seed") {
         Some(seed) => serde_json::from_str(seed).map(Entry::Seed),
-        None => serde_json::from_str(row.trim_start_matches("sale")).map(Entry::Sale),
+        None => serde_json::from_str(row.strip_prefix("sale").unwrap_or(row)).map(Entry::Sale),
     };
     match entry.map_err(|error| failed(&error))? {
         Entry::Sale(Sold { serial: 0, .. }) => Err(failed(&"serial is 0, the first unit is 1")),

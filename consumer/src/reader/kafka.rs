@@ -27,7 +27,7 @@ use group::{Assignment, Context};
 /// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
 
-/// After a trouble, whether Kafka is back. Soon asked again, so that `/readyz` is not late.
+/// Whether Kafka is there. Soon asked again, so that `/readyz` is not late.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
 /// In silence, how often Kafka is asked whether it is there.
@@ -87,11 +87,19 @@ impl KafkaReader {
     }
 
     /// Joins the group with another client. What the former one was assigned is not ours any more.
-    fn replace(&mut self) -> Result<(), ConfigError> {
-        (self.consumer, self.assignment) = join(&self.settings).map(|(new, its)| (Some(new), its))?;
+    fn replace(&mut self) {
+        log::debug!("the consumer has not heard of Kafka for long and joins anew");
         self.heard = Instant::now();
-        self.forget();
-        Ok(())
+        match join(&self.settings) {
+            Ok((consumer, assignment)) => {
+                if self.assignment.pending() || !self.assignment.partitions().is_empty() {
+                    assignment.set(Vec::new());
+                }
+                (self.consumer, self.assignment) = (Some(consumer), assignment);
+                self.forget();
+            }
+            Err(error) => log::error!("no new client: {}", error.0),
+        }
     }
 
     /// What was read may be another's now.
@@ -166,15 +174,11 @@ impl KafkaReader {
             }
             Ok(false) => Err(ReaderError::Away(format!("there is no topic {}", self.topic))),
             Err(ReaderError::Away(why)) => {
-                let trouble = self.trouble.get_or_insert(why).clone();
-                if self.heard.elapsed() > REPLACED_AFTER {
-                    let assigned = !self.assignment.partitions().is_empty();
-                    self.replace().map_err(|error| ReaderError::Foreign(error.0))?;
-                    if assigned {
-                        return Ok(Read::Assigned(Vec::new()));
-                    }
+                // Not at the first trouble: a long posting hears nothing either.
+                if self.trouble.is_some() && self.heard.elapsed() > REPLACED_AFTER {
+                    self.replace();
                 }
-                Err(ReaderError::Away(trouble))
+                Err(ReaderError::Away(self.trouble.get_or_insert(why).clone()))
             }
             Err(error) => Err(error),
         }

@@ -29,7 +29,7 @@ pub(crate) const BATCH: usize = 100;
 /// long...
 const STEP_ASIDE: Duration = Duration::from_millis(10);
 
-/// ... unless the ledger is so many sales behind, which it makes up for in two seconds.
+/// ... unless the ledger is so many sales behind, which it makes up for in a few seconds.
 const FAR_BEHIND: i64 = 100_000;
 
 /// Reads the journal of a file.

@@ -21,7 +21,7 @@ pub(super) struct Assignment {
 }
 
 impl Assignment {
-    fn set(&self, partitions: Vec<i32>) {
+    pub(super) fn set(&self, partitions: Vec<i32>) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = (partitions, true);
         self.notify.notify_one();
     }
