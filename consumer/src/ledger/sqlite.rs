@@ -12,8 +12,7 @@ use uuid::Uuid;
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{
-    BESIDE_INFO, COLUMNS, Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements,
-    unrecorded,
+    Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements, unrecorded,
 };
 use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
 use crate::reader::sqlite::BATCH;

@@ -303,7 +303,6 @@ macro_rules! statements {
 
             async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {
                 let mut values = Values::default();
-                values.reserve(rows.len() * COLUMNS, rows.iter().map(|row| row.info.len() + BESIDE_INFO).sum());
                 for row in rows {
                     add(&mut values, row).map_err(unwritable)?;
                 }
@@ -473,10 +472,7 @@ macro_rules! statements {
 pub(super) use {select_sale, statements};
 
 /// How many [`columns`] there are.
-pub(super) const COLUMNS: usize = 13;
-
-/// About the bytes of a row's values beside `info`.
-pub(super) const BESIDE_INFO: usize = 256;
+const COLUMNS: usize = 13;
 
 /// Inserts so many rows.
 pub(super) fn insert(rows: usize) -> String {

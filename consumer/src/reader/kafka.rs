@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rdkafka::consumer::{CommitMode, Consumer, StreamConsumer};
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message as _;
 use rdkafka::types::RDKafkaErrorCode;
@@ -20,9 +20,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Read, Reader, ReaderError};
 use crate::config::{ConfigError, Settings};
-use crate::kafka::{self, Apart, away, blocking, watermarks};
+use crate::kafka::{Apart, away, blocking, watermarks};
 use crate::ledger::Message;
-use group::{Assignment, Context};
+use group::{Assignment, Client, join};
 
 /// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
@@ -62,8 +62,6 @@ pub struct KafkaReader {
     /// was is said as soon as Kafka can be asked.
     outside: bool,
 }
-
-type Client = StreamConsumer<Context>;
 
 impl KafkaReader {
     /// Joins the group.
@@ -172,7 +170,10 @@ impl KafkaReader {
                 self.answered();
                 Ok(Read::Quiet)
             }
-            Ok(false) => Err(ReaderError::Away(format!("there is no topic {}", self.topic))),
+            Ok(false) => {
+                self.heard = Instant::now();
+                Err(ReaderError::Away(format!("there is no topic {}", self.topic)))
+            }
             Err(ReaderError::Away(why)) => {
                 // Not at the first trouble: a long posting hears nothing either.
                 if self.trouble.is_some() && self.heard.elapsed() > REPLACED_AFTER {
@@ -223,41 +224,6 @@ impl KafkaReader {
         }
         list
     }
-}
-
-/// A client in the group, and what the group assigns to it.
-fn join(settings: &Settings) -> Result<(Arc<Apart<Client>>, Arc<Assignment>), ConfigError> {
-    let mut config = kafka::client(settings)?;
-    config.set("group.id", &settings.kafka_group);
-    // The newer protocol assigns in small steps, which `start` does not follow.
-    config.set("group.protocol", "classic");
-    // Whole assignments, for the same reason.
-    config.set("partition.assignment.strategy", "range");
-    // A consumer killed with -9 is replaced within 10 s.
-    config.set("session.timeout.ms", "6000");
-    config.set("heartbeat.interval.ms", "2000");
-    // A consumer that hangs loses its partitions after this; a slow post takes 20 s.
-    config.set("max.poll.interval.ms", "60000");
-    // Outside the log: stop and say so, never skip.
-    config.set("auto.offset.reset", "error");
-    // The ledger keeps the offsets; what is committed is a report, made by hand.
-    config.set("enable.auto.commit", "false");
-    config.set("enable.auto.offset.store", "false");
-    // To read is not to make: `ensure_topic` knows how.
-    config.set("allow.auto.create.topics", "false");
-    // A sale waits for nothing.
-    config.set("fetch.wait.max.ms", "100");
-    // What is fetched ahead is bounded (default: 64 MB).
-    config.set("queued.max.messages.kbytes", "16384");
-    // Corrupt on the wire or on disk: noticed.
-    config.set("check.crcs", "true");
-    let assignment = Arc::new(Assignment::default());
-    let context = Context::new(Arc::clone(&assignment));
-    let consumer: Client = kafka::create(&config, context)?;
-    consumer
-        .subscribe(&[&settings.kafka_topic])
-        .map_err(|_| ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned()))?;
-    Ok((Arc::new(Apart::new(consumer)), assignment))
 }
 
 #[async_trait]

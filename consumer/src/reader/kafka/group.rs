@@ -1,17 +1,18 @@
-//! The member of a consumer group: what it was assigned, and how it acknowledges that.
+//! The member of a consumer group: how it joins, what it was assigned, and how it acknowledges that.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, StreamConsumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::Notify;
 
-use crate::kafka;
+use crate::config::{ConfigError, Settings};
+use crate::kafka::{self, Apart};
 
 /// What the group assigned, as its callback left it.
 #[derive(Default)]
@@ -48,15 +49,47 @@ impl Assignment {
     }
 }
 
+/// A member.
+pub(super) type Client = StreamConsumer<Context>;
+
+/// A client in the group, and what the group assigns to it.
+pub(super) fn join(settings: &Settings) -> Result<(Arc<Apart<Client>>, Arc<Assignment>), ConfigError> {
+    let mut config = kafka::client(settings)?;
+    config.set("group.id", &settings.kafka_group);
+    // The newer protocol assigns in small steps, which `start` does not follow.
+    config.set("group.protocol", "classic");
+    // Whole assignments, for the same reason.
+    config.set("partition.assignment.strategy", "range");
+    // A consumer killed with -9 is replaced within 10 s.
+    config.set("session.timeout.ms", "6000");
+    config.set("heartbeat.interval.ms", "2000");
+    // A consumer that hangs loses its partitions after this; a slow post takes 20 s.
+    config.set("max.poll.interval.ms", "60000");
+    // Outside the log: stop and say so, never skip.
+    config.set("auto.offset.reset", "error");
+    // The ledger keeps the offsets; what is committed is a report, made by hand.
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    // To read is not to make: `ensure_topic` knows how.
+    config.set("allow.auto.create.topics", "false");
+    // A sale waits for nothing.
+    config.set("fetch.wait.max.ms", "100");
+    // What is fetched ahead is bounded (default: 64 MB).
+    config.set("queued.max.messages.kbytes", "16384");
+    // Corrupt on the wire or on disk: noticed.
+    config.set("check.crcs", "true");
+    let assignment = Arc::new(Assignment::default());
+    let context = Context { assignment: Arc::clone(&assignment) };
+    let consumer: Client = kafka::create(&config, context)?;
+    consumer
+        .subscribe(&[&settings.kafka_topic])
+        .map_err(|_| ConfigError("SECKILL_KAFKA_TOPIC cannot be subscribed to".to_owned()))?;
+    Ok((Arc::new(Apart::new(consumer)), assignment))
+}
+
 /// What librdkafka calls back.
 pub(super) struct Context {
     assignment: Arc<Assignment>,
-}
-
-impl Context {
-    pub(super) fn new(assignment: Arc<Assignment>) -> Self {
-        Self { assignment }
-    }
 }
 
 impl ClientContext for Context {
