@@ -25,7 +25,9 @@ use seckill::journal::{Journal, Receipt};
 use seckill::metrics::Metrics;
 use seckill::shop::{Purchase, Shop};
 use seckill::stock::redis::RedisStock;
-use seckill::stock::{Attempt, Batch, Book, Call, Outbox, Outcome, Reply, Stock, StockError, moment};
+use seckill::stock::{
+    Attempt, Batch, Book, Call, Entries, EntryName, Outcome, Reply, Stock, StockError, moment,
+};
 use seckill::till::Till;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::LocalSet;
@@ -57,8 +59,12 @@ impl Stock for Units {
         Ok(Reply { epoch: Some(epoch), left: Some(self.0), taken, outcomes, ..Reply::default() })
     }
 
-    async fn outbox(&self, _: &Item) -> Result<Outbox, StockError> {
-        Ok(Outbox::default())
+    async fn outbox(&self, _: &Item) -> Result<Vec<EntryName>, StockError> {
+        Ok(Vec::new())
+    }
+
+    async fn entries(&self, _: &Item, _: &[EntryName]) -> Result<Entries, StockError> {
+        Ok(Entries::default())
     }
 
     async fn items(&self) -> Result<Vec<Item>, StockError> {

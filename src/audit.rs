@@ -1,17 +1,17 @@
 //! The check of the books: every unit sold is recorded once, and seeded = left + sold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
-use consumer::ledger::{Checkpoint, SaleRecord};
+use consumer::ledger::{Checkpoint, LISTED, SaleRecord};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::gaps::{self, Gaps, Runs};
 use crate::item::Item;
-use crate::stock::Book;
+use crate::settle::Trouble;
+use crate::stock::{Book, Walk};
 use crate::world::World;
-
-/// Serials listed by number; more are only counted.
-const LISTED: usize = 1000;
 
 /// What an audit found; its JSON form is a contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -55,6 +55,9 @@ pub struct Finding {
     pub missing: Vec<u64>,
     /// All of them.
     pub missing_count: u64,
+    /// Serials written off by a restore.
+    #[serde(skip)]
+    pub void: u64,
     /// Serials in conflict, the first 1000.
     pub doubled: Vec<u64>,
 }
@@ -63,7 +66,8 @@ pub struct Finding {
 struct Before {
     item: Item,
     books: Vec<Book>,
-    outbox: BTreeMap<Uuid, BTreeSet<u64>>,
+    /// The serials in the outbox by sale, in ascending runs.
+    outbox: BTreeMap<Uuid, Runs>,
 }
 
 /// Messages in the journal that the ledger has not posted.
@@ -77,6 +81,17 @@ pub fn behind(ends: &BTreeMap<i32, i64>, posted: &BTreeMap<i32, Checkpoint>) -> 
         .sum()
 }
 
+/// The items that stock or ledger know, those over apart.
+///
+/// # Errors
+/// What could not be read.
+pub async fn known_items(world: &World) -> Result<BTreeSet<Item>, Trouble> {
+    let recorded = world.ledger.sales(None).await?;
+    let mut items: BTreeSet<Item> = recorded.iter().filter_map(|sale| sale.item.parse().ok()).collect();
+    items.extend(world.stock.items().await?);
+    Ok(items)
+}
+
 /// Checks the books of one item, or of all that stock or ledger know.
 ///
 /// Sales move from the outbox to the journal to the ledger, and are looked for in that order:
@@ -84,15 +99,11 @@ pub fn behind(ends: &BTreeMap<i32, i64>, posted: &BTreeMap<i32, Checkpoint>) -> 
 ///
 /// # Errors
 /// What could not be read, so that nothing can be said.
-pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> {
-    let known = world.ledger.sales().await.map_err(|error| error.to_string())?;
-    let mut items: BTreeSet<Item> = match only {
+pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, Trouble> {
+    let items = match only {
         Some(item) => BTreeSet::from([item.clone()]),
-        None => known.iter().filter_map(|sale| sale.item.parse().ok()).collect(),
+        None => known_items(world).await?,
     };
-    if only.is_none() {
-        items.extend(world.stock.items().await.map_err(|error| error.to_string())?);
-    }
     let mut before = Vec::new();
     let mut audit = Audit {
         balanced: true,
@@ -103,27 +114,27 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> 
         reasons: Vec::new(),
     };
     for item in items {
-        let books = world.stock.books(&item).await.map_err(|error| error.to_string())?;
-        let entries = world.stock.outbox(&item).await.map_err(|error| error.to_string())?;
-        audit.reasons.extend(entries.unreadable);
-        let mut outbox: BTreeMap<Uuid, BTreeSet<u64>> = BTreeMap::new();
-        for sale in entries.batches.iter().flat_map(|batch| batch.sales()) {
-            outbox.entry(sale.epoch).or_default().insert(sale.serial);
+        let books = world.stock.books(&item).await?;
+        let mut outbox: BTreeMap<Uuid, Runs> = BTreeMap::new();
+        let mut walk = Walk::through(&*world.stock, &item).await?;
+        while let Some(entries) = walk.next().await? {
+            audit.reasons.extend(entries.unreadable);
+            for batch in entries.batches {
+                let last = batch.serial + batch.attempts.len() as u64 - 1;
+                outbox.entry(batch.epoch).or_default().push(batch.serial..=last);
+            }
         }
+        outbox.values_mut().for_each(|runs| *runs = merged(std::mem::take(runs)));
         before.push(Before { item, books, outbox });
     }
     let ends = world.journal.ends().await?;
-    let posted = world.ledger.checkpoints(world.journal.topic()).await.map_err(|error| error.to_string())?;
+    let posted = world.ledger.checkpoints(world.journal.topic()).await?;
     let caught_up = behind(&ends, &posted) == 0;
-    let records = world.ledger.sales().await.map_err(|error| error.to_string())?;
-    let faults = world.ledger.faults().await.map_err(|error| error.to_string())?;
-    audit.conflicts = match only {
-        Some(item) => {
-            records.iter().filter(|sale| sale.item == item.name()).map(|sale| sale.doubled.len() as u64).sum()
-        }
-        None => faults.conflicts,
-    };
-    audit.dead_letters = faults.dead_letters;
+    let name = only.map(Item::name);
+    let records = world.ledger.sales(name).await?;
+    let archived = world.ledger.archived(name).await?;
+    audit.dead_letters = world.ledger.faults().await?.dead_letters;
+    audit.conflicts = records.iter().map(|sale| sale.conflicts).sum();
     if audit.conflicts > 0 {
         audit.reasons.push(format!("{} sales in conflict, see table seckill_conflict", audit.conflicts));
     }
@@ -133,24 +144,27 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, String> 
             .filter(|record| record.item == item.name())
             .map(|record| (record.epoch, record))
             .collect();
-        for book in books {
+        let away = |epoch: Uuid| archived.contains(&(item.name().to_owned(), epoch));
+        for book in books.iter().filter(|book| !away(book.epoch)) {
             let record = records.remove(&book.epoch);
-            let waiting = outbox.get(&book.epoch);
-            let finding = audit.check(world, &item, &book, record, waiting, caught_up).await?;
+            let waiting = outbox.get(&book.epoch).map_or(&[][..], Vec::as_slice);
+            let finding = audit.check(world, &item, book, record, waiting, caught_up).await?;
             audit.items.push(finding);
         }
         for (epoch, record) in records.into_iter().filter(|(_, record)| record.highest > 0) {
             // The stock has forgotten this sale: Redis was emptied. What it sold is recorded.
             log::warn!("{item}: sale {epoch} is known to the ledger alone, up to serial {}", record.highest);
+            let account = world.ledger.account(item.name(), epoch).await?;
             let book = Book {
                 epoch,
-                serial: record.highest,
+                term: account.term,
+                serial: account.highest,
                 left: 0,
-                seeded: record.highest,
+                seeded: account.highest,
                 on_sale: false,
                 shut: false,
             };
-            let finding = audit.check(world, &item, &book, Some(record), None, caught_up).await?;
+            let finding = audit.check(world, &item, &book, Some(record), &[], caught_up).await?;
             audit.items.push(finding);
         }
     }
@@ -165,46 +179,36 @@ impl Audit {
         item: &Item,
         book: &Book,
         record: Option<&SaleRecord>,
-        outbox: Option<&BTreeSet<u64>>,
+        outbox: &[RangeInclusive<u64>],
         caught_up: bool,
-    ) -> Result<Finding, String> {
-        let recorded = record.map_or(0, |record| record.recorded);
-        let empty = BTreeSet::new();
-        let outbox = outbox.unwrap_or(&empty);
+    ) -> Result<Finding, Trouble> {
         let mut finding = Finding {
             item: item.name().to_owned(),
             epoch: book.epoch,
             seeded: book.seeded,
             left: book.left,
             sold: book.serial,
-            recorded,
-            outbox: outbox.len() as u64,
+            recorded: 0,
+            outbox: gaps::length(outbox),
             missing: Vec::new(),
             missing_count: 0,
-            doubled: record
-                .map(|record| record.doubled.iter().copied().take(LISTED).collect())
-                .unwrap_or_default(),
+            void: 0,
+            doubled: record.map(|record| record.doubled.clone()).unwrap_or_default(),
         };
-        let void = record.map_or(0, |record| record.void);
-        let whole =
-            recorded + void >= book.serial && record.is_none_or(|record| record.highest <= recorded + void);
-        if !whole {
-            let serials =
-                world.ledger.serials(item.name(), book.epoch).await.map_err(|error| error.to_string())?;
-            let there: BTreeSet<u64> = serials.into_iter().collect();
-            let absent =
-                (1..=book.serial).filter(|serial| !there.contains(serial) && !outbox.contains(serial));
-            if caught_up {
-                for serial in absent {
-                    finding.missing_count += 1;
-                    if finding.missing.len() < LISTED {
-                        finding.missing.push(serial);
-                    }
+        let mut found = Gaps::up_to(&*world.ledger, item.name(), book.epoch, book.serial);
+        while let Some(absent) = found.next().await? {
+            for run in absent.into_iter().flat_map(|run| gaps::without(run, outbox)) {
+                if caught_up {
+                    finding.missing_count += gaps::length(std::slice::from_ref(&run));
+                    finding.missing.extend(run.take(LISTED as usize - finding.missing.len()));
+                } else {
+                    self.on_their_way += gaps::length(&[run]);
                 }
-            } else {
-                self.on_their_way += absent.count() as u64;
             }
         }
+        let count = found.counted();
+        finding.recorded = count.recorded;
+        finding.void = count.void;
         self.on_their_way += finding.outbox;
         let name = format!("{item}, sale {}", book.epoch);
         if finding.missing_count > 0 {
@@ -223,26 +227,40 @@ impl Audit {
                 book.seeded, book.left, book.serial
             ));
         }
-        if record.is_some_and(|record| record.highest > book.serial)
-            && self.sold_more(world, item, book, record).await?
-        {
-            self.reasons.push(format!("{name}: recorded up to a serial that the stock has not sold"));
+        if count.highest > book.serial && self.sold_less(world, item, book, count.highest).await? {
+            self.reasons.push(format!(
+                "{name}: recorded up to serial {}, which the stock has not sold",
+                count.highest
+            ));
         }
         Ok(finding)
     }
 
     /// Whether the ledger has serials beyond the book's, read again after the ledger was.
-    async fn sold_more(
+    async fn sold_less(
         &self,
         world: &World,
         item: &Item,
         book: &Book,
-        record: Option<&SaleRecord>,
-    ) -> Result<bool, String> {
-        let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
+        highest: u64,
+    ) -> Result<bool, Trouble> {
+        let books = world.stock.books(item).await?;
         let sold = books.iter().find(|now| now.epoch == book.epoch).map_or(0, |now| now.serial);
-        Ok(record.is_some_and(|record| record.highest > sold))
+        Ok(highest > sold)
     }
+}
+
+/// Runs in ascending order, without those that lie in others.
+fn merged(mut runs: Runs) -> Runs {
+    runs.sort_by_key(|run| *run.start());
+    let mut merged = Runs::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last) if run.start() <= last.end() => *last = *last.start()..=*last.end().max(run.end()),
+            _ => merged.push(run),
+        }
+    }
+    merged
 }
 
 fn listed(serials: &[u64]) -> String {

@@ -51,10 +51,14 @@ pub struct Level {
     pub asked: Instant,
     /// The sale's name.
     pub epoch: Option<Uuid>,
+    /// Its term.
+    pub term: u64,
     /// Units left; `None`: not on sale.
     pub left: Option<u64>,
     /// Entries in the outbox.
     pub open: u64,
+    /// The sale is shut, or not believed by this node.
+    pub shut: bool,
     /// Why the stock could not say, if it could not.
     pub trouble: Option<Arc<str>>,
 }

@@ -17,17 +17,22 @@
 //! Around them: [`world`] (servers, or one file), [`serve`] (the process), [`audit`] (the check
 //! of the books) and [`operate`] (the operators' commands).
 
+pub mod archive;
 pub mod audit;
 pub mod desk;
+pub mod gaps;
 pub mod gate;
 pub mod http;
 pub mod item;
 pub mod journal;
+pub mod mark;
 pub mod metrics;
 pub mod operate;
 pub mod outbox;
 pub mod reopen;
+pub mod restore;
 pub mod serve;
+pub mod settle;
 pub mod shop;
 pub mod stock;
 pub mod till;

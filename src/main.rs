@@ -5,7 +5,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use consumer::config::{self, AFTER_HELP, Settings};
 use seckill::item::Item;
+use seckill::restore::Wish;
 use seckill::{operate, serve};
+use uuid::Uuid;
 
 /// A flash sale: N units become exactly N orders
 #[derive(Parser)]
@@ -67,9 +69,22 @@ enum Command {
         /// So many units are left, whatever the books say
         #[arg(long, value_name = "N", value_parser = config::units, requires = "item")]
         left: Option<u64>,
+        /// This sale goes on, whatever others are known
+        #[arg(long, value_name = "EPOCH", requires = "item")]
+        epoch: Option<Uuid>,
         /// Do it
         #[arg(long)]
         yes: bool,
+    },
+    /// Put away the sales that are over: `status` and `audit` show them no longer
+    #[command(
+        after_help = "A sale is over when a later one has begun, or when its item was taken off sale. Only what balances is \
+                            put away; its rows stay in the ledger, and its books as they were closed in seckill_archive."
+    )]
+    Archive {
+        /// Only this item
+        #[arg(long, value_name = "NAME")]
+        item: Option<Item>,
     },
 }
 
@@ -95,9 +110,10 @@ fn main() -> ExitCode {
                 operate::seed(&settings, &item(name), units.unwrap_or_default()).await
             }
             Some(Command::Status { item, json }) => operate::status(&settings, item.as_ref(), json).await,
-            Some(Command::Restore { item, left, yes }) => {
-                operate::restore(&settings, item.as_ref(), left, yes).await
+            Some(Command::Restore { item, left, epoch, yes }) => {
+                operate::restore(&settings, item.as_ref(), Wish { left, epoch }, yes).await
             }
+            Some(Command::Archive { item }) => operate::archive(&settings, item.as_ref()).await,
             Some(Command::Audit { item, json }) => operate::audit(&settings, item.as_ref(), json).await,
         }
     })

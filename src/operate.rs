@@ -7,10 +7,12 @@ use consumer::config::{Settings, failure, usage};
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::archive::{Archived, archive as put_away};
 use crate::audit::{self, Audit};
 use crate::item::Item;
-use crate::reopen::{self, Restoration};
-use crate::stock::{Book, StockError};
+use crate::restore::{Restoration, Wish, restore as make_anew};
+use crate::settle::Trouble;
+use crate::stock::{Book, StockError, Walk};
 use crate::world::{Kind, Purpose, World, WorldError};
 
 /// The books could not be checked (`EX_UNAVAILABLE` of sysexits.h).
@@ -45,39 +47,110 @@ pub async fn add(settings: &Settings, item: &Item, units: u64) -> ExitCode {
         Ok(world) => world,
         Err(code) => return code,
     };
-    match world.stock.add(item, units).await {
+    match world.add(item, units).await {
         Ok(Some(left)) => print(&format!("{item}: {units} units added, {left} left")),
-        Ok(None) => failure(&format!("{item} is not on sale; begin a sale with `seckill seed {units}`")),
+        Ok(None) => failure(&format!("nothing was added: {}", not_on_sale(&world, item, units).await)),
         Err(StockError::Refused(why)) => failure(&format!("nothing was added: {why}")),
         Err(StockError::Silent(why)) => failure(&format!(
-            "nobody knows whether {units} units were added ({why}); look with `seckill status` before you repeat it"
+            "nobody knows whether {units} units were added ({why}); look with `seckill status --item {item}` before \
+             you repeat it"
         )),
     }
 }
 
+/// Why nothing can be added, and what can be done: a mistyped name, an item taken off sale, or one
+/// that was never on sale.
+async fn not_on_sale(world: &World, item: &Item, units: u64) -> String {
+    let off_sale = world.stock.books(item).await.is_ok_and(|books| !books.is_empty());
+    let servers = matches!(world.kind, Kind::Servers(_));
+    if off_sale && servers {
+        return format!(
+            "{item} was taken off sale; `SET {} {units}` in Redis goes on with the sale it had",
+            item.key()
+        );
+    }
+    let mut others = world.stock.items().await.unwrap_or_default();
+    others.retain(|other| other != item);
+    let known: Vec<&str> = others.iter().map(Item::name).collect();
+    let known = if known.is_empty() { String::new() } else { format!("; known are {}", known.join(", ")) };
+    format!("{item} is not on sale{known}; `seckill seed {units} --item {item}` begins a sale of it")
+}
+
+/// An item that was asked for by name, if stock or ledger know it.
+async fn known(world: &World, item: &Item) -> Result<bool, Trouble> {
+    Ok(item.is_default()
+        || world.stock.knows(item).await?
+        || !world.ledger.sales(Some(item.name())).await?.is_empty()
+        || !world.ledger.archived(Some(item.name())).await?.is_empty())
+}
+
+/// The items a command is for: the one that was named, or all that are known.
+///
+/// # Errors
+/// The exit code: a name that nobody knows is an operator's mistake.
+async fn items(world: &World, only: Option<&Item>, unreadable: u8) -> Result<Vec<Item>, ExitCode> {
+    let asked = async {
+        // Counters that operators have set and no client has asked for yet.
+        for odd in world.stock.discover(None).await? {
+            log::warn!("{odd:?} in Redis is no counter: an item's name is 1 to 32 of a-z, 0-9 and '-'");
+        }
+        match only {
+            Some(item) if known(world, item).await? => Ok(vec![item.clone()]),
+            Some(_) => Ok(Vec::new()),
+            None => Ok::<_, Trouble>(audit::known_items(world).await?.into_iter().collect()),
+        }
+    };
+    match (asked.await, only) {
+        (Ok(items), Some(item)) if items.is_empty() => {
+            Err(usage(&format!("there is no item {item}; `seckill status` shows those that there are")))
+        }
+        (Ok(items), _) => Ok(items),
+        (Err(why), _) => {
+            let _ = failure(&why);
+            Err(ExitCode::from(unreadable))
+        }
+    }
+}
+
 /// `seckill restore`: the stock's books anew, from ledger and journal.
-pub async fn restore(settings: &Settings, only: Option<&Item>, left: Option<u64>, write: bool) -> ExitCode {
+pub async fn restore(settings: &Settings, only: Option<&Item>, wish: Wish, write: bool) -> ExitCode {
     let world = match open(settings, Purpose::Read).await {
         Ok(world) => world,
         Err(code) => return code,
     };
-    if let Kind::Embedded(..) = world.kind {
-        return print("nothing to do: the embedded world makes its stock from its journal at every start");
-    }
-    let items = match items(&world, only).await {
+    let items = match items(&world, only, 1).await {
         Ok(items) => items,
-        Err(why) => return failure(&why),
+        Err(code) => return code,
     };
     let mut code = ExitCode::SUCCESS;
     for item in &items {
-        let said = match reopen::restore(&world, item, left, write).await {
+        let said = match make_anew(&world, item, wish, write).await {
             Ok(Restoration::Unneeded) => {
                 format!("{item}: nothing to do, the sale is open and its books are believed")
             }
+            Ok(Restoration::OffSale) => format!(
+                "{item}: nothing to do, its books are believed; it was taken off sale, and `SET {} N` in Redis goes on with it",
+                item.key()
+            ),
             Ok(Restoration::Unknown) => format!("{item}: nothing to do, no sale is known"),
-            Ok(Restoration::Book { epoch, serial, void, left }) => format!(
-                "{item}: sale {epoch} {} with serial {serial} ({void} of them void) and {left} left",
-                if write { "is open" } else { "would be opened" }
+            Ok(Restoration::Book { epoch, serial, void, left, unreadable }) => {
+                for entry in unreadable {
+                    log::warn!("{item}: an outbox entry cannot be read and goes: {entry}");
+                }
+                if void > 0 {
+                    log::warn!(
+                        "{item}: {void} serials are in no journal and are written off; their buyers were told nothing \
+                         certain, unless a topic was lost since"
+                    );
+                }
+                format!(
+                    "{item}: sale {epoch} {} with serial {serial} ({void} of them void) and {left} left",
+                    if write { "is open" } else { "would be opened" }
+                )
+            }
+            Ok(Restoration::Accepted(sales)) => format!(
+                "{item}: {sales} sales in conflict {} accepted",
+                if write { "are" } else { "would be" }
             ),
             Ok(Restoration::Refused(why)) => {
                 code = failure(&format!("{item}: not restored: {why}"));
@@ -99,17 +172,36 @@ pub async fn restore(settings: &Settings, only: Option<&Item>, left: Option<u64>
     code
 }
 
-/// One item, or all that stock or ledger know.
-async fn items(world: &World, only: Option<&Item>) -> Result<Vec<Item>, String> {
-    if let Some(item) = only {
-        return Ok(vec![item.clone()]);
+/// `seckill archive`: sales that are over are put away.
+pub async fn archive(settings: &Settings, only: Option<&Item>) -> ExitCode {
+    let world = match open(settings, Purpose::Read).await {
+        Ok(world) => world,
+        Err(code) => return code,
+    };
+    let items = match items(&world, only, EXIT_UNAVAILABLE).await {
+        Ok(items) => items,
+        Err(code) => return code,
+    };
+    let mut code = ExitCode::SUCCESS;
+    for item in &items {
+        match put_away(&world, item).await {
+            Ok(Archived::Sales(sales)) if sales.is_empty() && only.is_some() => {
+                let _ = print(&format!(
+                    "{item}: nothing to put away; a sale is over when a later one has begun, or its item is off sale \
+                     (`DEL {}` in Redis)",
+                    item.key()
+                ));
+            }
+            Ok(Archived::Sales(sales)) => {
+                for epoch in sales {
+                    let _ = print(&format!("{item}: sale {epoch} is put away"));
+                }
+            }
+            Ok(Archived::Refused(why)) => code = failure(&format!("{item}: nothing is put away: {why}")),
+            Err(why) => code = failure(&format!("{item}: not put away: {why}")),
+        }
     }
-    let mut items = world.stock.items().await.map_err(|error| error.to_string())?;
-    let recorded = world.ledger.sales().await.map_err(|error| error.to_string())?;
-    items.extend(recorded.iter().filter_map(|sale| sale.item.parse().ok()));
-    items.sort();
-    items.dedup();
-    Ok(items)
+    code
 }
 
 /// One item, as `status --json` shows it.
@@ -133,12 +225,9 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
         Ok(world) => world,
         Err(code) => return code,
     };
-    let items = match only {
-        Some(item) => vec![item.clone()],
-        None => match world.stock.items().await {
-            Ok(items) => items,
-            Err(error) => return failure(&error),
-        },
+    let items = match status_items(&world, only).await {
+        Ok(items) => items,
+        Err(code) => return code,
     };
     let mut lines = Vec::new();
     for item in &items {
@@ -161,38 +250,56 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
     print(&text)
 }
 
+/// As [`items`], but of the stock alone: it must answer also while the ledger is away.
+async fn status_items(world: &World, only: Option<&Item>) -> Result<Vec<Item>, ExitCode> {
+    if only.is_some() {
+        return items(world, only, 1).await;
+    }
+    let found = async {
+        for odd in world.stock.discover(None).await? {
+            log::warn!("{odd:?} in Redis is no counter: an item's name is 1 to 32 of a-z, 0-9 and '-'");
+        }
+        world.stock.items().await
+    };
+    found.await.map_err(|error| failure(&error))
+}
+
+/// The running sale's book, the units in the outbox, and what of it cannot be read.
+async fn standing(world: &World, item: &Item) -> Result<(Vec<Book>, u64, Option<String>), StockError> {
+    let books = world.stock.books(item).await?;
+    let (mut sales, mut unreadable) = (0, None);
+    let mut outbox = Walk::through(&*world.stock, item).await?;
+    while let Some(entries) = outbox.next().await? {
+        sales += entries.batches.iter().map(|batch| batch.attempts.len() as u64).sum::<u64>();
+        unreadable = unreadable.or(entries.unreadable.into_iter().next());
+    }
+    Ok((books, sales, unreadable))
+}
+
 async fn line(world: &World, item: &Item) -> Line {
     let name = item.name().to_owned();
-    let known = async { Ok((world.stock.books(item).await?, world.stock.outbox(item).await?)) };
-    let known: Result<_, StockError> = known.await;
-    match known {
+    match standing(world, item).await {
         Err(error) => {
             Line { item: name, state: "unavailable", error: Some(error.to_string()), ..Line::default() }
         }
-        Ok((books, outbox)) => {
-            let outbox_sales = outbox.sales();
-            let error = outbox.unreadable.into_iter().next();
-            match books.into_iter().next() {
-                None => {
-                    Line { item: name, state: "not_on_sale", outbox: outbox_sales, error, ..Line::default() }
-                }
-                Some(book) => Line {
-                    item: name,
-                    state: match book {
-                        Book { shut: true, .. } => "shut",
-                        Book { on_sale: false, .. } => "not_on_sale",
-                        Book { left: 0, .. } => "sold_out",
-                        _ => "open",
-                    },
-                    epoch: Some(book.epoch).filter(|epoch| !epoch.is_nil()),
-                    left: book.left,
-                    sold: book.serial,
-                    seeded: book.seeded,
-                    outbox: outbox_sales,
-                    error,
+        Ok((books, outbox_sales, error)) => match books.into_iter().next() {
+            None => Line { item: name, state: "not_on_sale", outbox: outbox_sales, error, ..Line::default() },
+            Some(book) => Line {
+                item: name,
+                state: match book {
+                    Book { shut: true, .. } => "shut",
+                    Book { on_sale: false, .. } => "not_on_sale",
+                    Book { left: 0, .. } => "sold_out",
+                    _ => "open",
                 },
-            }
-        }
+                epoch: Some(book.epoch).filter(|epoch| !epoch.is_nil()),
+                left: book.left,
+                sold: book.serial,
+                seeded: book.seeded,
+                outbox: outbox_sales,
+                error,
+            },
+        },
     }
 }
 
@@ -202,6 +309,9 @@ pub async fn audit(settings: &Settings, only: Option<&Item>, json: bool) -> Exit
         Ok(world) => world,
         Err(code) => return code,
     };
+    if let Err(code) = items(&world, only, EXIT_UNAVAILABLE).await {
+        return code;
+    }
     let audit = match audit::audit(&world, only).await {
         Ok(audit) => audit,
         Err(why) => {

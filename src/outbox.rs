@@ -3,18 +3,20 @@
 //! The process that took it may have died, or the broker was away. Every node does it, for
 //! whatever has stood in the outbox long enough; the ledger drops what arrives twice.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::BuildHasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-use uuid::Uuid;
+use tokio::time::{Instant, timeout_at};
 
 use crate::item::Item;
-use crate::journal::Journal;
+use crate::journal::{Journal, Receipt};
 use crate::metrics::Metrics;
 use crate::shop::Shop;
-use crate::stock::Stock;
+use crate::stock::{ENTRIES_AT_ONCE, EntryName, Stock, StockError};
+use crate::till::Till;
 
 /// How often the outboxes are looked through.
 const SCAN_EVERY: Duration = Duration::from_secs(1);
@@ -23,8 +25,15 @@ const SCAN_EVERY: Duration = Duration::from_secs(1);
 /// first saw the entry: longer than the journal's delivery deadline.
 pub const GRACE: Duration = Duration::from_secs(15);
 
-/// Batches announced in one pass: 32 × 512 sales are a few megabytes in the producer's queue.
-const ANNOUNCED_AT_ONCE: usize = 32;
+/// Sales announced and not acknowledged at a time: a fifth of the producer's queue, so that those
+/// who buy now find room in it.
+const ANNOUNCED_AT_ONCE: usize = 20_000;
+
+/// One item is announced for so long before the next has its turn.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Keys of the stock looked at for new counters in a pass: 20 ms of Redis' time.
+const SEARCHED_AT_ONCE: usize = 20_000;
 
 /// Looks after the outboxes of all items of a shop.
 pub struct Announcer {
@@ -32,8 +41,17 @@ pub struct Announcer {
     stock: Arc<dyn Stock>,
     journal: Arc<dyn Journal>,
     metrics: Metrics,
-    first_seen: BTreeMap<(Item, Uuid), Instant>,
+    seen: BTreeMap<Item, BTreeMap<EntryName, Seen>>,
     complained: BTreeSet<String>,
+    /// Every node takes the entries in an order of its own, so that they share the work: what one
+    /// has announced is settled when another comes to it.
+    order: RandomState,
+}
+
+/// What is known of an entry: it is read when it is new, and once more to be announced.
+struct Seen {
+    since: Instant,
+    sales: u64,
 }
 
 impl Announcer {
@@ -49,8 +67,9 @@ impl Announcer {
             stock: Arc::clone(stock),
             journal: Arc::clone(journal),
             metrics: metrics.clone(),
-            first_seen: BTreeMap::new(),
+            seen: BTreeMap::new(),
             complained: BTreeSet::new(),
+            order: RandomState::new(),
         }
     }
 
@@ -60,6 +79,8 @@ impl Announcer {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            // A key that is no item is for `status` to name.
+            let _ = self.stock.discover(Some(SEARCHED_AT_ONCE)).await;
             self.shop.discover().await;
             self.pass().await;
         }
@@ -67,39 +88,90 @@ impl Announcer {
 
     /// Looks through every outbox once and announces what is due.
     pub async fn pass(&mut self) {
+        let mut complaints = BTreeSet::new();
         for till in self.shop.tills() {
-            let item = till.item().clone();
             // Somebody may have emptied Redis: whoever sells an item sees that it is known there.
-            let _ = self.stock.knows(&item).await;
+            let _ = self.stock.knows(till.item()).await;
             if till.open_entries() == 0 {
-                self.metrics.outbox_sales(item.name(), 0);
-                self.first_seen.retain(|(of, _), _| *of != item);
+                self.seen.remove(till.item());
+                self.metrics.outbox_sales(till.item().name(), 0);
                 continue;
             }
             // The till says so when the stock is away.
-            let Ok(outbox) = self.stock.outbox(&item).await else { continue };
-            self.metrics.outbox_sales(item.name(), outbox.sales());
-            for entry in outbox.unreadable {
-                if self.complained.insert(entry.clone()) {
-                    log::error!("an outbox entry cannot be read and stays where it is: {entry}");
-                }
-            }
-            let stands: BTreeSet<Uuid> = outbox.batches.iter().map(|batch| batch.id).collect();
-            self.first_seen.retain(|(of, id), _| *of != item || stands.contains(id));
-            let mut announced = 0;
-            for batch in outbox.batches {
-                let seen = *self.first_seen.entry((item.clone(), batch.id)).or_insert_with(Instant::now);
-                let due = seen.elapsed() >= GRACE && self.journal.ready().is_ok() && !till.has(batch.id);
-                if due && announced < ANNOUNCED_AT_ONCE {
-                    announced += 1;
-                    log::info!(
-                        "{item}: announcing {} sales of batch {} again",
-                        batch.attempts.len(),
-                        batch.id
-                    );
-                    till.announce(batch);
-                }
+            let Ok(due) = self.look(&till, &mut complaints).await else { continue };
+            // What stands there while the sale is shut belongs to whoever looks at its books.
+            if !till.is_shut() {
+                let _ = self.announce(&till, due).await;
             }
         }
+        for entry in complaints.difference(&self.complained) {
+            log::error!("an outbox entry cannot be read and stays where it is: {entry}");
+        }
+        self.complained = complaints;
+    }
+
+    /// Reads what is new in an item's outbox; what is due.
+    async fn look(
+        &mut self,
+        till: &Till,
+        complaints: &mut BTreeSet<String>,
+    ) -> Result<Vec<EntryName>, StockError> {
+        let item = till.item();
+        let names: BTreeSet<EntryName> = self.stock.outbox(item).await?.into_iter().collect();
+        let seen = self.seen.entry(item.clone()).or_default();
+        seen.retain(|name, _| names.contains(name));
+        let new: Vec<EntryName> = names.iter().filter(|name| !seen.contains_key(*name)).cloned().collect();
+        let since = Instant::now();
+        for names in new.chunks(ENTRIES_AT_ONCE) {
+            let entries = self.stock.entries(item, names).await?;
+            for batch in &entries.batches {
+                let name = batch.id.to_string().into_bytes();
+                seen.insert(name, Seen { since, sales: batch.attempts.len() as u64 });
+            }
+            // Not remembered, so that they are looked at again.
+            complaints.extend(entries.unreadable);
+        }
+        self.metrics.outbox_sales(item.name(), seen.values().map(|entry| entry.sales).sum());
+        let mut due: Vec<EntryName> = seen
+            .iter()
+            .filter(|(_, entry)| entry.since.elapsed() >= GRACE)
+            .map(|(name, _)| name.clone())
+            .collect();
+        due.sort_by_cached_key(|name| self.order.hash_one(name));
+        Ok(due)
+    }
+
+    /// Announces entries as fast as the journal acknowledges them, as long as it does.
+    async fn announce(&self, till: &Arc<Till>, due: Vec<EntryName>) -> Result<(), StockError> {
+        let until = Instant::now() + TURN;
+        let mut waiting: VecDeque<(Arc<Receipt>, usize)> = VecDeque::new();
+        let (mut batches, mut sales, mut announced) = (0, 0, 0);
+        for names in due.chunks(ENTRIES_AT_ONCE) {
+            if Instant::now() >= until || self.journal.ready().is_err() {
+                break;
+            }
+            // Read now, since another node may have announced it meanwhile.
+            for batch in self.stock.entries(till.item(), names).await?.batches {
+                if till.has(batch.id) {
+                    continue;
+                }
+                (batches, announced) = (batches + 1, announced + batch.attempts.len());
+                sales += batch.attempts.len();
+                let size = batch.attempts.len();
+                waiting.push_back((till.announce(batch), size));
+            }
+            while sales > ANNOUNCED_AT_ONCE
+                && let Some((receipt, size)) = waiting.pop_front()
+            {
+                if timeout_at(until + TURN, receipt.done()).await.is_err() {
+                    return Ok(());
+                }
+                sales -= size;
+            }
+        }
+        if batches > 0 {
+            log::info!("{}: announced {batches} batches with {announced} sales again", till.item());
+        }
+        Ok(())
     }
 }

@@ -1,42 +1,31 @@
-//! Why a restarted Redis is not believed, and how a sale is opened again.
+//! Recovery after the stock's data may have gone back: why it is not believed, and how a sale is
+//! opened again.
 //!
-//! A Redis that was restarted may have lost its tail: what it sold it would sell once more. So it
-//! sells nothing until ledger and journal were seen to lack nothing of what its book says. Any
-//! node does this by itself; what it finds incomplete waits for `seckill restore`.
+//! A Redis that was restarted or replaced may have lost its last writes and would sell those
+//! units again. So it sells nothing until ledger and journal are seen to lack nothing of what its
+//! book says. Any node does this by itself; what it finds incomplete waits for `seckill restore`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use consumer::ledger::Account;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::audit::behind;
+use crate::gaps::Gaps;
 use crate::item::Item;
 use crate::metrics::Metrics;
+use crate::settle::{TAKE_OVER_AFTER, TAKEN, Trouble, holding, settle};
 use crate::shop::Shop;
-use crate::stock::{Anew, Book, Opening, Outbox, Shutting};
-use crate::till::{DELIVERY_DEADLINE, TELL_WITHIN};
+use crate::stock::{Claim, Claimed, Opening, Owner};
+use crate::till::Till;
 use crate::world::World;
-
-/// After this nobody can still be told success on the strength of what the stock said before it
-/// was shut. With a replica, what the old master vouched for is older by at most
-/// `min-replicas-max-lag`; give it that time before a failover.
-pub const SETTLED_AFTER: Duration = TELL_WITHIN.saturating_add(Duration::from_millis(200));
-
-/// How long the journal may take for all of an outbox, and the ledger to catch up.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
-
-/// How often the ledger is asked whether it has caught up.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How often shut sales are looked for.
 const PASS_EVERY: Duration = Duration::from_millis(500);
 
-/// Whoever shut a sale and has not opened it by then has died, or found it incomplete: others
-/// may look, too.
-const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
+/// How often the ledger is asked for sales in conflict, and for the newest of each item.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 
 /// Of its own trials a node remembers so many: more than it makes while a server is away.
 const TRIALS_REMEMBERED: usize = 64;
@@ -44,18 +33,27 @@ const TRIALS_REMEMBERED: usize = 64;
 /// What is incomplete is looked at again after this: perhaps somebody mended it.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// Why a node shuts a sale that is in conflict.
+const DISPUTED: &str =
+    "shut: sales of it are in conflict, so its data went back; see seckill_conflict, and `seckill restore`";
+
+/// Why a node shuts a sale whose term is behind.
+const OUTDATED: &str = "shut: its data went back behind what the ledger was told when it was last opened";
+
 /// What was found of a sale that was shut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is open.
+    /// It was opened just now.
+    Opened,
+    /// It is open; another opened it.
     Open,
-    /// Somebody else shut it, and is at it.
-    Theirs(String),
+    /// Somebody else has a claim to it.
+    Theirs(Owner),
     /// The books lack something: why.
     Incomplete(String),
 }
 
-/// Reopens what a restart of the stock has shut.
+/// Reopens what is shut because the stock's data is not believed.
 pub struct Reopener {
     shop: Arc<Shop>,
     world: World,
@@ -68,15 +66,22 @@ pub struct Reopener {
 struct Seen {
     /// The ids under which this node tried. Every trial has a new one, so that an opening of an
     /// earlier trial that arrives late opens nothing.
-    ours: Vec<Uuid>,
-    /// The one of them that stands, so that the next trial may go on at once.
-    stands: Option<Uuid>,
-    /// Who else shut it, and since when that is known.
-    theirs: Option<(String, Instant)>,
+    ours: Vec<String>,
+    /// Who has a claim to it, and since when that is known.
+    owner: Option<(Owner, Instant)>,
     /// Not to be looked at before.
     rests_until: Option<Instant>,
     /// What was said last; once is enough.
     said: String,
+}
+
+impl Seen {
+    /// Whose claim may be taken over: one of this node's own, or one that stands still.
+    fn dead_owner(&self) -> Option<Owner> {
+        let (owner, since) = self.owner.as_ref()?;
+        let dead = self.ours.contains(&owner.id) || since.elapsed() >= TAKE_OVER_AFTER;
+        dead.then(|| owner.clone())
+    }
 }
 
 impl Reopener {
@@ -89,11 +94,55 @@ impl Reopener {
 
     /// Passes for ever.
     pub async fn run(self: Arc<Self>) {
-        let mut passes = tokio::time::interval(PASS_EVERY);
-        passes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            passes.tick().await;
-            self.pass().await;
+        let watching = Arc::clone(&self);
+        let watch = async move {
+            let mut looks = tokio::time::interval(WATCH_EVERY);
+            looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                looks.tick().await;
+                watching.watch().await;
+            }
+        };
+        let pass = async move {
+            let mut passes = tokio::time::interval(PASS_EVERY);
+            passes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                passes.tick().await;
+                self.pass().await;
+            }
+        };
+        tokio::join!(watch, pass);
+    }
+
+    /// Takes from the ledger what tills must know: the newest sales, and what contradicts the stock
+    /// though the stock believes itself. A sale of which a unit was sold twice there is in dispute;
+    /// one that was held against the ledger since, under a higher term, has gone back behind that.
+    pub async fn watch(&self) {
+        let tills = self.shop.tills();
+        let ledger = &self.world.ledger;
+        if let Ok(newest) = ledger.newest().await {
+            for till in &tills {
+                newest.get(till.item().name()).into_iter().for_each(|epoch| till.knows_newest(*epoch));
+            }
+        }
+        // As they were before the ledger was asked: whatever is opened meanwhile is another term.
+        let sales: Vec<_> = tills.iter().filter_map(|till| till.sale().map(|sale| (till, sale))).collect();
+        let epochs: Vec<Uuid> = sales.iter().map(|(_, (epoch, _))| *epoch).collect();
+        if let Ok(terms) = ledger.terms(&epochs).await {
+            for (till, (epoch, term)) in &sales {
+                // Seen to be open after the term was read: a term is raised while a sale is shut.
+                if till.is_open() && terms.get(epoch).is_some_and(|known| known > term) {
+                    till.distrust(*epoch, *term, OUTDATED);
+                }
+            }
+        }
+        let Ok(disputed) = ledger.disputed().await else { return };
+        for (till, (epoch, term)) in &sales {
+            if disputed.contains(&(till.item().name().to_owned(), *epoch)) {
+                till.distrust(*epoch, *term, DISPUTED);
+            } else if till.doubt().as_deref() == Some(DISPUTED) {
+                till.trust();
+            }
         }
     }
 
@@ -105,45 +154,44 @@ impl Reopener {
         for till in tills {
             self.metrics.shut(till.item().name(), till.is_shut());
             if till.is_shut() {
-                let (this, item) = (Arc::clone(self), till.item().clone());
-                trials.spawn(async move { this.attempt(&item).await });
+                let this = Arc::clone(self);
+                trials.spawn(async move { this.attempt(&till).await });
             }
         }
         trials.join_all().await;
     }
 
-    async fn attempt(&self, item: &Item) {
+    async fn attempt(&self, till: &Till) {
+        let item = till.item();
         let mut seen = self.shut().get(item).cloned().unwrap_or_default();
         if seen.rests_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let dead = seen.theirs.as_ref().filter(|(_, since)| since.elapsed() >= TAKE_OVER_AFTER);
-        let from = dead.and_then(|(by, _)| by.parse().ok()).or(seen.stands).or(seen.ours.last().copied());
         let id = Uuid::now_v7();
-        seen.ours.push(id);
+        seen.ours.push(id.to_string());
         let excess = seen.ours.len().saturating_sub(TRIALS_REMEMBERED);
         seen.ours.drain(..excess);
-        let trial = reopen(&self.world, item, id, from).await;
-        seen.stands = match &trial {
-            Ok(Verdict::Theirs(by)) => by.parse().ok().filter(|by| seen.ours.contains(by)),
-            _ => None,
-        };
+        let doubt = till.doubt();
+        let trial = reopen(&self.world, item, id, seen.dead_owner(), doubt.is_some()).await;
         let said = match trial {
-            Ok(Verdict::Open) => {
+            Ok(verdict @ (Verdict::Opened | Verdict::Open)) => {
                 self.shut().remove(item);
-                return log::info!("{item}: the books are complete, the sale goes on");
+                if verdict == Verdict::Opened {
+                    log::info!("{item}: the books are complete, the sale goes on");
+                }
+                return;
             }
             Ok(Verdict::Theirs(by)) => {
-                if seen.theirs.as_ref().is_none_or(|(known, _)| *known != by) {
-                    seen.theirs = Some((by, Instant::now()));
+                if seen.owner.as_ref().is_none_or(|(known, _)| *known != by) {
+                    seen.owner = Some((by, Instant::now()));
                 }
-                "somebody else is looking at its books".to_owned()
+                "its books are being checked, by another node or by an operator".to_owned()
             }
             Ok(Verdict::Incomplete(why)) => {
                 seen.rests_until = Some(Instant::now() + LOOK_AGAIN_AFTER);
-                format!("{why}; run `seckill restore --item {item}`")
+                format!("{why}; run `seckill restore --item {item}`, which shows what it would do")
             }
-            Err(why) => why,
+            Err(trouble) => trouble.to_string(),
         };
         if said != seen.said {
             log::warn!("{item}: the sale is shut: {said}");
@@ -157,216 +205,88 @@ impl Reopener {
     }
 }
 
-/// Shuts a sale that is not believed, and opens it when nothing of it is missing.
+/// Claims a sale that is not believed, by the stock or (with `doubt`) by this node, and opens it
+/// when nothing of it is missing.
 ///
 /// # Errors
 /// A server that is needed for it is away, or somebody else came in between; the sale stays shut.
-pub async fn reopen(world: &World, item: &Item, id: Uuid, from: Option<Uuid>) -> Result<Verdict, String> {
-    let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
-    let Some(book) = books.first().filter(|book| book.shut) else { return Ok(Verdict::Open) };
+pub async fn reopen(
+    world: &World,
+    item: &Item,
+    id: Uuid,
+    from: Option<Owner>,
+    doubt: bool,
+) -> Result<Verdict, Trouble> {
+    let books = world.stock.books(item).await?;
+    let Some(book) = books.first().filter(|book| book.shut || doubt) else { return Ok(Verdict::Open) };
     if book.epoch.is_nil() {
         return Ok(Verdict::Incomplete("it was emptied, or is being restored".into()));
     }
-    // Read before the sale is shut under this id: whoever opens it in between raises the term.
-    let term = term_of(world, item, book.epoch).await?;
-    let shut = world.stock.shut(item, id, Shutting::Reopen(from)).await.map_err(|error| error.to_string())?;
-    let Some(shut) = shut else { return Ok(Verdict::Open) };
-    if shut.by != id.to_string() {
-        return Ok(Verdict::Theirs(shut.by));
+    let claim = if doubt { Claim::Doubt(from) } else { Claim::Reopen(from) };
+    let claimed = world.stock.claim(item, id, claim).await?;
+    let Some(claimed) = claimed else {
+        // A stock without claims: what is in dispute is for an operator to decide there, too.
+        let account = world.ledger.account(item.name(), book.epoch).await?;
+        return Ok(match (doubt, account.disputed) {
+            (true, sales @ 1..) => Verdict::Incomplete(in_conflict(sales)),
+            _ => Verdict::Open,
+        });
+    };
+    if claimed.by.id != id.to_string() {
+        return Ok(Verdict::Theirs(claimed.by));
     }
-    if shut.epoch != Some(book.epoch) {
+    let found = holding(world, item, id, &claimed, examine(world, item, book.epoch, id, &claimed)).await;
+    if found != Ok(Verdict::Opened) {
+        // So that the next one, an operator perhaps, need not wait for it to grow old.
+        let _ = world.stock.claim(item, id, Claim::Release).await;
+    }
+    found
+}
+
+/// Opens a claimed sale if the ledger accounts for every serial of the book and every order of its
+/// outbox, and knows no further serial and no newer sale.
+async fn examine(
+    world: &World,
+    item: &Item,
+    epoch: Uuid,
+    id: Uuid,
+    claimed: &Claimed,
+) -> Result<Verdict, Trouble> {
+    if claimed.epoch != Some(epoch) {
         return Err("another sale began meanwhile".into());
     }
-    let (account, outbox) = settle(world, item, book.epoch, term).await?;
-    for order in outbox.batches.iter().flat_map(|batch| &batch.attempts).map(|attempt| attempt.order) {
+    let settled = settle(world, item, epoch, id, claimed).await?;
+    let account = settled.account;
+    if let Some(entry) = settled.unreadable.first() {
+        return Ok(Verdict::Incomplete(format!("an outbox entry cannot be read: {entry}")));
+    }
+    if let Some(order) = settled.unrecorded {
         // A stock put back to before an earlier loss may count right with another sale in it.
-        if world.ledger.find(order).await.map_err(|error| error.to_string())?.is_none() {
-            return Ok(Verdict::Incomplete(format!("order {order} of its outbox is not recorded")));
-        }
+        return Ok(Verdict::Incomplete(format!("order {order} of its outbox is not recorded")));
     }
-    if account.outdated {
-        return Ok(Verdict::Incomplete("the ledger knows a newer sale".into()));
+    if let Some(newer) = account.newer {
+        return Ok(Verdict::Incomplete(format!("the ledger knows a newer sale, {newer}")));
     }
-    if (account.accounted, account.highest.max(shut.serial)) != (shut.serial, shut.serial) {
+    if account.disputed > 0 {
+        return Ok(Verdict::Incomplete(in_conflict(account.disputed)));
+    }
+    let count = Gaps::up_to(&*world.ledger, item.name(), epoch, claimed.serial).count().await?;
+    let upto = account.highest.max(account.void_upto);
+    if count.missing > 0 || upto > claimed.serial {
         return Ok(Verdict::Incomplete(format!(
-            "the stock says {} sold, the ledger has {} and serials up to {}",
-            shut.serial, account.accounted, account.highest
+            "the stock says {} sold, of which the ledger lacks {}; it has serials up to {upto}",
+            claimed.serial, count.missing
         )));
     }
-    let opening = Opening { id, run: shut.run, term: account.term, anew: None };
-    match world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
-        true => Ok(Verdict::Open),
-        false => Err("somebody else shut it meanwhile, or the stock was restarted once more".into()),
+    let opening = Opening { id, life: claimed.life.clone(), term: account.term, anew: None };
+    match world.stock.open(item, &opening).await? {
+        true => Ok(Verdict::Opened),
+        false => Err(TAKEN.into()),
     }
 }
 
-async fn term_of(world: &World, item: &Item, epoch: Uuid) -> Result<u64, String> {
-    let account = world.ledger.account(item.name(), epoch).await.map_err(|error| error.to_string())?;
-    Ok(account.term)
-}
-
-/// Waits until nothing of what a shut sale sold is under way any more, and counts it for good:
-/// the term it is counted under follows `term`, or somebody else opens the sale.
-async fn settle(world: &World, item: &Item, epoch: Uuid, term: u64) -> Result<(Account, Outbox), String> {
-    sleep(world.settled_after).await;
-    let outbox = world.stock.outbox(item).await.map_err(|error| error.to_string())?;
-    readable(&outbox)?;
-    for batch in &outbox.batches {
-        let receipt = world.journal.append(batch);
-        let _ = timeout(DELIVERY_DEADLINE, receipt.done()).await;
-        if !receipt.complete() {
-            return Err("the journal does not acknowledge the outbox".into());
-        }
-    }
-    caught_up(world).await?;
-    let raised =
-        world.ledger.raise_term(item.name(), epoch, term).await.map_err(|error| error.to_string())?;
-    raised.map(|account| (account, outbox)).ok_or_else(|| "somebody else is opening the sale".to_owned())
-}
-
-fn readable(outbox: &Outbox) -> Result<(), String> {
-    match outbox.unreadable.first() {
-        Some(entry) => {
-            Err(format!("an outbox entry cannot be read; mend it, or take it out with HDEL: {entry}"))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Waits until the ledger has all that is in the journal now.
-async fn caught_up(world: &World) -> Result<(), String> {
-    let ends = world.journal.ends().await?;
-    let looking = async {
-        loop {
-            let posted = world.ledger.checkpoints(world.journal.topic()).await;
-            if posted.map_err(|error| error.to_string()).map(|posted| behind(&ends, &posted))? == 0 {
-                return Ok::<(), String>(());
-            }
-            sleep(LOOK_EVERY).await;
-        }
-    };
-    timeout(CAUGHT_UP_WITHIN, looking).await.map_err(|_| "the ledger has not caught up".to_owned())?
-}
-
-/// What `restore` would do to an item, or did.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Restoration {
-    /// The sale is open and its books are believed.
-    Unneeded,
-    /// Neither stock nor ledger know of a sale.
-    Unknown,
-    /// Refused: why.
-    Refused(String),
-    /// The book that is written.
-    Book {
-        /// The sale.
-        epoch: Uuid,
-        /// The last serial.
-        serial: u64,
-        /// Serials written off.
-        void: u64,
-        /// Units left.
-        left: u64,
-    },
-}
-
-/// Makes the stock's books anew from ledger and journal. Without `write` it only says what it
-/// would do, as far as can be said while the sale is not shut.
-///
-/// A sale that is open and believed is never touched.
-///
-/// # Errors
-/// A server is away, or somebody else came in between. Once more is safe.
-pub async fn restore(
-    world: &World,
-    item: &Item,
-    left: Option<u64>,
-    write: bool,
-) -> Result<Restoration, String> {
-    // What the journal holds and the ledger lacks may be the very sale that was lost.
-    caught_up(world).await?;
-    let chosen = match choose(world, item).await? {
-        Ok(chosen) => chosen,
-        Err(otherwise) => return Ok(otherwise),
-    };
-    if !write {
-        readable(&world.stock.outbox(item).await.map_err(|error| error.to_string())?)?;
-        let account =
-            world.ledger.account(item.name(), chosen.epoch).await.map_err(|error| error.to_string())?;
-        return Ok(anew(world, item, &chosen, &account, left).await?.0);
-    }
-    let term = term_of(world, item, chosen.epoch).await?;
-    let id = Uuid::now_v7();
-    let shut = world.stock.shut(item, id, Shutting::Restore).await.map_err(|error| error.to_string())?;
-    let Some(shut) = shut else { return Ok(Restoration::Unneeded) };
-    let (account, _) = settle(world, item, chosen.epoch, term).await?;
-    // From here on nothing changes any more, so what was chosen before must still be right.
-    match choose(world, item).await? {
-        Ok(now) if now.epoch == chosen.epoch && !account.outdated => {
-            let (restoration, missing) = anew(world, item, &now, &account, left).await?;
-            let Restoration::Book { epoch, serial, left, .. } = restoration else { return Ok(restoration) };
-            world.ledger.void(item.name(), epoch, &missing).await.map_err(|error| error.to_string())?;
-            let winners =
-                world.ledger.winners(item.name(), epoch).await.map_err(|error| error.to_string())?;
-            let anew = Some(Anew { epoch, serial, left, winners });
-            let opening = Opening { id, run: shut.run, term: account.term, anew };
-            match world.stock.open(item, &opening).await.map_err(|error| error.to_string())? {
-                true => Ok(restoration),
-                false => {
-                    Err("somebody else shut the sale meanwhile, or Redis was restarted once more".into())
-                }
-            }
-        }
-        Ok(_) => Err("another sale came to light meanwhile; run it again".into()),
-        Err(otherwise) => Ok(otherwise),
-    }
-}
-
-/// The sale that is to be restored, with its book if there is one.
-struct Chosen {
-    epoch: Uuid,
-    book: Option<Book>,
-}
-
-async fn choose(world: &World, item: &Item) -> Result<Result<Chosen, Restoration>, String> {
-    let books = world.stock.books(item).await.map_err(|error| error.to_string())?;
-    let book = books
-        .into_iter()
-        .next()
-        .filter(|book| !book.epoch.is_nil() && (book.shut || book.on_sale || book.serial > 0));
-    let known = world.ledger.sales().await.map_err(|error| error.to_string())?;
-    let recorded = known.iter().filter(|sale| sale.item == item.name()).map(|sale| sale.epoch).max();
-    Ok(match (book, recorded) {
-        // Also when its counter was taken away: nothing was lost.
-        (Some(book), _) if !book.shut => Err(Restoration::Unneeded),
-        (Some(book), Some(epoch)) if book.epoch > epoch && book.serial > 0 => {
-            Err(Restoration::Refused(format!("a newer sale, {}, has sold {}", book.epoch, book.serial)))
-        }
-        (book, Some(epoch)) => Ok(Chosen { epoch, book: book.filter(|book| book.epoch == epoch) }),
-        (Some(book), None) => Ok(Chosen { epoch: book.epoch, book: Some(book) }),
-        (None, None) => Err(Restoration::Unknown),
-    })
-}
-
-/// The book as it is to be, and the serials that are to be written off.
-async fn anew(
-    world: &World,
-    item: &Item,
-    chosen: &Chosen,
-    account: &Account,
-    left: Option<u64>,
-) -> Result<(Restoration, Vec<u64>), String> {
-    let epoch = chosen.epoch;
-    // Taken and lost before anybody heard of them: no message, no outbox entry.
-    // And a serial that was written off once is not sold again.
-    let serials = world.ledger.serials(item.name(), epoch).await.map_err(|error| error.to_string())?;
-    let booked = chosen.book.as_ref().map_or(0, |book| book.serial);
-    let serial = account.highest.max(booked).max(serials.last().copied().unwrap_or(0));
-    let missing: Vec<u64> = (1..=serial).filter(|serial| serials.binary_search(serial).is_err()).collect();
-    // A book that is not behind knows what operators did since the last sale; the ledger cannot.
-    let left = left.unwrap_or(match &chosen.book {
-        Some(book) if book.on_sale && book.serial >= account.highest => book.left,
-        _ => account.remaining,
-    });
-    Ok((Restoration::Book { epoch, serial, void: missing.len() as u64, left }, missing))
+fn in_conflict(sales: u64) -> String {
+    format!(
+        "{sales} sales of it are in conflict, see seckill_conflict: its data went back, and units were sold twice"
+    )
 }

@@ -17,7 +17,7 @@ use crate::gate::{Gate, Window};
 use crate::item::Item;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::stock::{Attempt, Stock};
+use crate::stock::{Attempt, Stock, StockError, Walk};
 use crate::till::{DELIVERY_DEADLINE, Standing, Till};
 
 /// Items nobody has heard of are looked up in the stock, so many at once, and so are old
@@ -220,23 +220,34 @@ impl Shop {
         let Ok(Ok(_permit)) = timeout(LOOKUP_WITHIN, self.old_orders.acquire()).await else { return unsure };
         let Ok(items) = self.stock.items().await else { return OrderStatus::Pending };
         for item in items {
-            match self.stock.outbox(&item).await {
-                // One that cannot be read may be the one.
-                Ok(outbox)
-                    if outbox.unreadable.is_empty()
-                        && outbox.batches.iter().all(|batch| batch.position(order).is_none()) => {}
-                _ => return OrderStatus::Pending,
+            match self.in_outbox(&item, order).await {
+                Ok(false) => {}
+                Ok(true) | Err(_) => return OrderStatus::Pending,
             }
         }
         match self.recorded_up_to_now().await {
             Some(true) => {}
             _ => return OrderStatus::Pending,
         }
-        match self.ledger.find(order).await {
-            Ok(Some(_)) => OrderStatus::Recorded,
-            Ok(None) => OrderStatus::Unknown,
-            Err(_) => OrderStatus::Pending,
+        match (self.ledger.find(order).await, self.ledger.in_conflict(order).await) {
+            (Ok(Some(_)), _) => OrderStatus::Recorded,
+            // In the journal, and for a person to decide.
+            (Ok(None), Ok(true)) => OrderStatus::Accepted,
+            (Ok(None), Ok(false)) => OrderStatus::Unknown,
+            _ => OrderStatus::Pending,
         }
+    }
+
+    /// Whether an order stands in an item's outbox, or may: an entry that cannot be read may be the one.
+    async fn in_outbox(&self, item: &Item, order: Uuid) -> Result<bool, StockError> {
+        let mut outbox = Walk::through(&*self.stock, item).await?;
+        while let Some(entries) = outbox.next().await? {
+            let there = entries.batches.iter().any(|batch| batch.position(order).is_some());
+            if there || !entries.unreadable.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether the ledger has all that is in the journal now; `None` when nobody can say.

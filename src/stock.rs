@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use async_trait::async_trait;
 use consumer::sale::Sale;
 use jiff::Timestamp;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::item::Item;
 
@@ -27,11 +27,22 @@ pub trait Stock: Send + Sync {
     /// [`StockError::Refused`]: nothing was done. [`StockError::Silent`]: nobody knows.
     async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError>;
 
-    /// Everything taken and not yet settled, and how many entries could not be read.
-    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError>;
+    /// The names of the entries of the outbox: what was taken and is not settled yet.
+    async fn outbox(&self, item: &Item) -> Result<Vec<EntryName>, StockError>;
+
+    /// These entries of the outbox, as far as they are still there; not more than
+    /// [`ENTRIES_AT_ONCE`].
+    async fn entries(&self, item: &Item, names: &[EntryName]) -> Result<Entries, StockError>;
 
     /// The items known to be on sale, or to have been.
     async fn items(&self) -> Result<Vec<Item>, StockError>;
+
+    /// Looks for counters that operators set, at `most` keys or at all of them, from where the
+    /// last look ended. Items found are among [`Stock::items`] from then on; returned are the keys
+    /// that look like a counter and name no item.
+    async fn discover(&self, _most: Option<usize>) -> Result<Vec<String>, StockError> {
+        Ok(Vec::new())
+    }
 
     /// Whether this item is on sale or was: it has a counter, or a book in which winners may
     /// stand. One that it knows is among [`Stock::items`] from then on.
@@ -41,24 +52,42 @@ pub trait Stock: Send + Sync {
     async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<(), StockError>;
 
     /// Adds units to the running sale; what is left then, or `None` when nothing is on sale.
+    /// Refused while the sale is shut.
     async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError>;
 
-    /// Shuts the sale under `id`: nothing is taken, looked up or seeded until it is opened. What
-    /// was found, or `None` when there is nothing to reopen. A stock that cannot lose anything
-    /// is never shut.
-    async fn shut(&self, _item: &Item, _id: Uuid, _why: Shutting) -> Result<Option<Shut>, StockError> {
+    /// Takes, keeps or gives back the claim to a sale under `id`. While anybody has it nothing is
+    /// taken, looked up or seeded. `None`: there is nothing to claim; or, to keep or to give back,
+    /// it is not under this id. A stock that cannot lose anything has no claims.
+    async fn claim(&self, _item: &Item, _id: Uuid, _claim: Claim) -> Result<Option<Claimed>, StockError> {
         Ok(None)
     }
 
-    /// Opens the sale, unless somebody else shut it meanwhile: then nothing happens and it says
-    /// `false`.
+    /// Makes winners ready for an [`Opening`] under `id`, some of them at a time.
+    async fn prepare(&self, _item: &Item, _id: Uuid, _winners: &[Sale]) -> Result<(), StockError> {
+        Ok(())
+    }
+
+    /// Opens the sale, unless somebody else claimed it meanwhile, or its data changed: then nothing
+    /// happens and it says `false`.
     async fn open(&self, _item: &Item, _opening: &Opening) -> Result<bool, StockError> {
         Ok(false)
     }
 
     /// The running sale's book, then those of earlier sales.
     async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError>;
+
+    /// Puts away what it keeps of these earlier sales; with `all`, of an item that is not on sale,
+    /// whatever there is, unless somebody put it on sale meanwhile.
+    async fn forget(&self, _item: &Item, _epochs: &[Uuid], _all: bool) -> Result<(), StockError> {
+        Ok(())
+    }
 }
+
+/// An entry's name in the outbox: a batch's id, if nobody meddled with it.
+pub type EntryName = Vec<u8>;
+
+/// Entries read at a time: 64 × 512 sales are a few megabytes.
+pub const ENTRIES_AT_ONCE: usize = 64;
 
 /// Somebody's wish for one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +136,47 @@ pub fn moment() -> Timestamp {
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
+/// A name for a new sale: later than one that is known, whatever this machine's clock says.
+#[must_use]
+pub fn epoch_after(known: Option<Uuid>) -> Uuid {
+    let now = Uuid::now_v7();
+    let Some(known) = known.filter(|known| *known >= now) else { return now };
+    let mut random = [0; 10];
+    random.copy_from_slice(&now.as_bytes()[6..]);
+    // The time is the first 48 bits of a UUID v7.
+    let millis = (known.as_u128() >> 80) as u64;
+    Builder::from_unix_timestamp_millis(millis + 1, &random).into_uuid()
+}
+
+/// Goes through an outbox, some of its entries at a time.
+pub struct Walk<'s> {
+    stock: &'s dyn Stock,
+    item: &'s Item,
+    names: Vec<EntryName>,
+}
+
+impl<'s> Walk<'s> {
+    /// Begins at its first entry.
+    ///
+    /// # Errors
+    /// As the stock's.
+    pub async fn through(stock: &'s dyn Stock, item: &'s Item) -> Result<Self, StockError> {
+        Ok(Self { stock, item, names: stock.outbox(item).await? })
+    }
+
+    /// The next entries; none: that was all.
+    ///
+    /// # Errors
+    /// As the stock's.
+    pub async fn next(&mut self) -> Result<Option<Entries>, StockError> {
+        if self.names.is_empty() {
+            return Ok(None);
+        }
+        let names = self.names.split_off(self.names.len().saturating_sub(ENTRIES_AT_ONCE));
+        self.stock.entries(self.item, &names).await.map(Some)
+    }
+}
+
 /// What one call brought.
 #[derive(Debug, Clone, Default)]
 pub struct Reply {
@@ -114,6 +184,10 @@ pub struct Reply {
     pub epoch: Option<Uuid>,
     /// Units left after the call; `None`: not on sale.
     pub left: Option<u64>,
+    /// The sale's term, when there is a book.
+    pub term: u64,
+    /// Units sold after the call: the last serial. Not known while the sale is shut.
+    pub serial: u64,
     /// Entries in the outbox after the call.
     pub open: u64,
     /// The sale is shut: nothing was taken or looked up.
@@ -265,28 +339,22 @@ impl Attempt {
     }
 }
 
-/// What stands in an item's outbox.
+/// Some of the entries of an item's outbox.
 #[derive(Debug, Clone, Default)]
-pub struct Outbox {
-    /// The entries that can be read.
+pub struct Entries {
+    /// Those that can be read.
     pub batches: Vec<Batch>,
     /// What is wrong with the others; they stay where they are.
     pub unreadable: Vec<String>,
 }
 
-impl Outbox {
-    /// Units taken and not yet settled.
-    #[must_use]
-    pub fn sales(&self) -> u64 {
-        self.batches.iter().map(|batch| batch.attempts.len() as u64).sum()
-    }
-}
-
 /// The books of one sale: `seeded = left + serial`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Book {
-    /// The sale's name.
+    /// The sale's name; nil: there is a counter and no sale yet.
     pub epoch: Uuid,
+    /// Its term, while it is the running sale.
+    pub term: u64,
     /// Units sold: the last serial.
     pub serial: u64,
     /// Units left: the counter now.
@@ -299,23 +367,42 @@ pub struct Book {
     pub shut: bool,
 }
 
-/// Why a sale is to be shut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shutting {
-    /// Because its stock was restarted; one that is open and believed stays open. Takes over
-    /// from who has shut it under this id.
-    Reopen(Option<Uuid>),
-    /// Because an operator wants its books made anew; one that is open and believed stays open.
-    Restore,
+/// What is asked about the claim to a sale.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// It is wanted because the stock was restarted; a sale that is open and believed stays open.
+    Reopen(Option<Owner>),
+    /// It is wanted because of a doubt: also when the sale is open and believed.
+    Doubt(Option<Owner>),
+    /// It is wanted by an operator who has its books made anew, after whoever has it now.
+    Restore(Option<Owner>),
+    /// The same, also when the sale is open and believed.
+    Overrule(Option<Owner>),
+    /// It is kept, in this life of the stock's data.
+    Renew(String),
+    /// It is given back; the sale stays shut.
+    Release,
+    /// It is given back, and there is no sale: a counter set by hand begins one.
+    Drop,
 }
 
-/// A sale that is shut.
+/// Whose a claim is, and how often it was renewed: one that does not change for long is of
+/// somebody who died, and may be taken over by naming it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shut {
-    /// Under which id; another one than asked for: somebody else is at it.
-    pub by: String,
-    /// Which life of the stock this is.
-    pub run: String,
+pub struct Owner {
+    /// Under which id it was claimed.
+    pub id: String,
+    /// Its renewals.
+    pub beat: u64,
+}
+
+/// A sale that somebody has a claim to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// Who has it; under another id than asked for: somebody else.
+    pub by: Owner,
+    /// Which life of the stock's data this is.
+    pub life: String,
     /// The book's sale; `None` when there is no book.
     pub epoch: Option<Uuid>,
     /// Units sold, by the book.
@@ -325,13 +412,13 @@ pub struct Shut {
 /// How a sale is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
-    /// The id under which it was shut.
+    /// The id under which it was claimed.
     pub id: Uuid,
-    /// The life of the stock that was looked at.
-    pub run: String,
+    /// The life of the stock's data that was looked at.
+    pub life: String,
     /// The term its sales have from now on.
     pub term: u64,
-    /// The book, when it is to be made anew.
+    /// The book, when it is to be made anew; its winners are [`Stock::prepare`]d before.
     pub anew: Option<Anew>,
 }
 
@@ -344,8 +431,6 @@ pub struct Anew {
     pub serial: u64,
     /// Units left.
     pub left: u64,
-    /// The sales of named attempts.
-    pub winners: Vec<Sale>,
 }
 
 /// Why the stock did not do what it was asked.
@@ -362,6 +447,19 @@ pub enum StockError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_sale_is_later_than_a_known_one_whatever_the_clock_says() {
+        let year = 365 * 24 * 3600;
+        let ahead =
+            uuid::Timestamp::from_unix(uuid::NoContext, Timestamp::now().as_second() as u64 + year, 0);
+        let known = Uuid::new_v7(ahead);
+        let next = epoch_after(Some(known));
+        assert!(next > known && next.get_version_num() == 7, "{next} after {known}");
+        assert_ne!(epoch_after(Some(known)), next);
+        let now = Uuid::now_v7();
+        assert!(epoch_after(Some(now)) > now && epoch_after(None) > now);
+    }
 
     #[test]
     fn an_outbox_entry_is_read_as_it_was_written() {

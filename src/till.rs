@@ -19,10 +19,12 @@ use crate::desk::{Answers, Buyer, Desk};
 use crate::gate::{Gate, Level, REFRESH_EVERY, Window};
 use crate::item::Item;
 use crate::journal::{Delivery, Journal, Receipt};
+use crate::mark::Mark;
 use crate::metrics::Metrics;
 use crate::shop::{Purchase, View};
 use crate::stock::{
-    Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError, moment,
+    Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError, epoch_after,
+    moment,
 };
 
 /// Success is told at most this long after the stock was asked for what vouches for it; later
@@ -51,6 +53,9 @@ const REMEMBERED: usize = 64;
 
 /// Why nothing is sold while a sale is shut, as `/readyz` and the log say it.
 const SHUT: &str = "shut: its books are being checked, or lack something; see the log, and `seckill restore`";
+
+/// Why a node shuts a sale itself.
+const BEHIND: &str = "shut: its data went back behind what this node sold";
 
 /// One item's till on one node.
 pub struct Till {
@@ -81,6 +86,20 @@ struct Books {
     settled: Vec<Uuid>,
     /// Acknowledged in time, and settled.
     remembered: VecDeque<Arc<Batch>>,
+    /// The furthest that the stock's books were seen.
+    mark: Mark,
+    /// Why this node does not believe the stock, though the stock believes itself.
+    doubt: Option<Doubt>,
+    /// The newest sale that the ledger knows.
+    newest: Option<Uuid>,
+}
+
+/// A doubt about the books of a sale, as they were at this term: it ends when they were held
+/// against the ledger, which raises the term, or when another sale begins.
+struct Doubt {
+    why: Arc<str>,
+    epoch: Uuid,
+    term: u64,
 }
 
 /// A batch being appended.
@@ -123,8 +142,10 @@ impl Till {
         let level = Level {
             asked: Instant::now(),
             epoch: None,
+            term: 0,
             left: None,
             open: 0,
+            shut: false,
             trouble: Some("the stock was not asked yet".into()),
         };
         let till = Arc::new(Self {
@@ -163,9 +184,44 @@ impl Till {
         self.level.load().view(self.window, self.journal.ready().is_ok())
     }
 
-    /// Whether the stock said last that the sale is shut.
+    /// Whether the stock said last that the sale is shut, or this node does not believe it.
     pub fn is_shut(&self) -> bool {
-        self.level.load().trouble.as_deref() == Some(SHUT)
+        self.level.load().shut
+    }
+
+    /// Why this node does not believe what the stock says of the sale, if so.
+    pub fn doubt(&self) -> Option<Arc<str>> {
+        self.books().doubt.as_ref().map(|doubt| Arc::clone(&doubt.why))
+    }
+
+    /// The sale, and its term, as the stock said last.
+    pub fn sale(&self) -> Option<(Uuid, u64)> {
+        let level = self.level.load();
+        level.epoch.map(|epoch| (epoch, level.term))
+    }
+
+    /// Whether the stock said a moment ago that the sale goes on.
+    pub fn is_open(&self) -> bool {
+        self.level.load().doubt().is_none()
+    }
+
+    /// Does not believe the stock any more, as long as it speaks of this sale in this term: until
+    /// its books were held against the ledger.
+    pub fn distrust(&self, epoch: Uuid, term: u64, why: &str) {
+        if self.sale() == Some((epoch, term)) {
+            self.books().doubt.get_or_insert(Doubt { why: why.into(), epoch, term });
+        }
+    }
+
+    /// Believes the stock again: what was in doubt was decided elsewhere.
+    pub fn trust(&self) {
+        self.books().doubt = None;
+    }
+
+    /// The newest sale that the ledger knows: one that begins by a counter set by hand gets a later
+    /// name, whatever the clock says.
+    pub fn knows_newest(&self, newest: Uuid) {
+        self.books().newest = Some(newest);
     }
 
     /// Entries in the outbox, as last heard.
@@ -219,8 +275,8 @@ impl Till {
     }
 
     /// Appends a batch of the outbox once more, unless it is on its way.
-    pub fn announce(self: &Arc<Self>, batch: Batch) {
-        self.launch(Arc::new(batch), None);
+    pub fn announce(self: &Arc<Self>, batch: Batch) -> Arc<Receipt> {
+        Arc::clone(&self.launch(Arc::new(batch), None).receipt)
     }
 
     /// Whether this batch is on its way into the journal, or there already.
@@ -364,39 +420,50 @@ impl Till {
     async fn ask(&self, attempts: Vec<Attempt>) -> Result<(Reply, Purchase), StockError> {
         let number = self.last_call.fetch_add(1, Ordering::Relaxed) + 1;
         let level = self.level.load();
+        let (settled, newest, doubted) = {
+            let books = self.books();
+            let settled: Vec<Uuid> = books.settled.iter().copied().take(MAX_SETTLED).collect();
+            (settled, books.newest.max(books.mark.newest()), books.doubt.is_some())
+        };
         let not_taken = if self.window.after_closing() {
             Some(Purchase::Closed)
         } else if self.window.before_opening() {
             Some(Purchase::NotOpen)
-        } else if self.journal.ready().is_err() || level.open >= MAX_OPEN {
+        } else if doubted || self.journal.ready().is_err() || level.open >= MAX_OPEN {
             Some(Purchase::Unavailable)
         } else {
             None
         };
-        let settled: Vec<Uuid> = self.books().settled.iter().copied().take(MAX_SETTLED).collect();
         let call = Call {
             id: Uuid::now_v7(),
-            offer: Uuid::now_v7(),
+            offer: epoch_after(newest),
             at: moment(),
             taking: not_taken.is_none(),
             attempts,
             settled,
         };
         let asked = Instant::now();
-        let answer = self.stock.take(&self.item, &call).await;
+        let mut answer = self.stock.take(&self.item, &call).await;
         let mut books = self.books();
         if answer.is_ok() {
             books.forget(&call.settled);
         }
-        let shown = match &answer {
-            Ok(reply) => Level {
-                asked,
-                epoch: reply.epoch,
-                left: reply.left,
-                open: reply.open,
-                trouble: reply.shut.then(|| SHUT.into()),
-            },
-            Err(error) => Level { asked, trouble: Some(error.to_string().into()), ..(**level).clone() },
+        let shown = match &mut answer {
+            Ok(reply) => {
+                let why = if reply.shut { Some(SHUT.into()) } else { books.judge(reply) };
+                Level {
+                    asked,
+                    epoch: reply.epoch,
+                    term: reply.term,
+                    left: reply.left,
+                    open: reply.open,
+                    shut: why.is_some(),
+                    trouble: why,
+                }
+            }
+            Err(error) => {
+                Level { asked, shut: false, trouble: Some(error.to_string().into()), ..(**level).clone() }
+            }
         };
         // Two calls may answer out of order; the later question knows better.
         if number > books.shown {
@@ -456,6 +523,24 @@ impl Till {
 }
 
 impl Books {
+    /// Holds a reply against what is known. When its data went back, or the sale is in doubt
+    /// otherwise, nothing of it counts: what it took is left in the outbox, for whoever holds the
+    /// books against the ledger, and its buyers hear that nobody knows yet.
+    fn judge(&mut self, reply: &mut Reply) -> Option<Arc<str>> {
+        let epoch = reply.epoch?;
+        if self.mark.is_behind(epoch, reply.term, reply.serial) {
+            self.doubt = Some(Doubt { why: BEHIND.into(), epoch, term: reply.term });
+        } else if self.doubt.as_ref().is_some_and(|doubt| (doubt.epoch, doubt.term) != (epoch, reply.term)) {
+            self.doubt = None;
+        }
+        let why = Arc::clone(&self.doubt.as_ref()?.why);
+        (reply.taken, reply.standing) = (None, Vec::new());
+        for outcome in reply.outcomes.iter_mut().filter(|outcome| !matches!(outcome, Outcome::Taken(_))) {
+            *outcome = Outcome::Shut;
+        }
+        Some(why)
+    }
+
     /// The stock knows now that these were acknowledged.
     fn forget(&mut self, settled: &[Uuid]) {
         self.settled.retain(|batch| !settled.contains(batch));

@@ -17,10 +17,10 @@ use crate::item::Item;
 use crate::journal::Journal;
 use crate::journal::kafka::KafkaJournal;
 use crate::journal::sqlite::SqliteJournal;
-use crate::reopen::SETTLED_AFTER;
+use crate::settle::SETTLED_AFTER;
 use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
-use crate::stock::{Stock, StockError};
+use crate::stock::{Stock, StockError, epoch_after};
 
 /// How long a refused `seed` goes on trying, and how often.
 const SEED_WITHIN: Duration = Duration::from_secs(10);
@@ -147,7 +147,7 @@ impl World {
         }
         if purpose == Purpose::Serve && empty {
             world
-                .seed(&Item::default(), settings.stock, Uuid::now_v7())
+                .seed(&Item::default(), settings.stock, &mut None)
                 .await
                 .map_err(|error| failed(error.to_string()))?;
         }
@@ -160,20 +160,15 @@ impl World {
     /// # Errors
     /// Why no sale was begun; or that nobody knows.
     pub async fn begin_sale(&self, item: &Item, units: u64) -> Result<Uuid, String> {
-        let epoch = Uuid::now_v7();
         let deadline = Instant::now() + SEED_WITHIN;
-        let mut said = String::new();
+        let (mut said, mut epoch) = (String::new(), None);
         loop {
-            let error = match self.seed(item, units, epoch).await {
-                Ok(true) => return Ok(epoch),
-                Ok(false) => {
-                    let begun = "the ledger knows a newer sale; if nobody began one now, the clock of this machine is behind";
-                    return Err(self.withdrawn(item, epoch, begun).await);
-                }
+            let error = match self.seed(item, units, &mut epoch).await {
+                Ok(epoch) => return Ok(epoch),
                 // Not sent again: it may have begun, sold, and been lost with Redis since.
                 Err(error @ StockError::Silent(_)) => {
                     return Err(format!(
-                        "nobody knows whether the sale began ({error}); look with `seckill status`"
+                        "nobody knows whether the sale began ({error}); look with `seckill status --item {item}`"
                     ));
                 }
                 Err(error) => error,
@@ -190,32 +185,71 @@ impl World {
         }
     }
 
+    /// Adds units to the running sale; what is left then, or `None` when nothing is on sale. A sale
+    /// that is shut is waited for, though not for long: what was refused was not added.
+    ///
+    /// # Errors
+    /// As the stock's.
+    pub async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
+        let deadline = Instant::now() + SEED_WITHIN;
+        let mut said = String::new();
+        loop {
+            match self.stock.add(item, units).await {
+                Err(StockError::Refused(why)) if Instant::now() < deadline && self.is_shut(item).await => {
+                    if why != said {
+                        log::warn!("seed: {why}; trying again for up to {} s", SEED_WITHIN.as_secs());
+                        said = why;
+                    }
+                }
+                done => return done,
+            }
+            sleep(SEED_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn is_shut(&self, item: &Item) -> bool {
+        self.stock.books(item).await.is_ok_and(|books| books.first().is_some_and(|book| book.shut))
+    }
+
     /// A sale that never began must not look like one that was lost. Says why it did not.
-    async fn withdrawn(&self, item: &Item, epoch: Uuid, why: &str) -> String {
-        let withdrawn = self.ledger.withdraw_sale(item.name(), epoch).await.err();
+    async fn withdrawn(&self, item: &Item, epoch: Option<Uuid>, why: &str) -> String {
+        let withdrawn = match epoch {
+            Some(epoch) => self.ledger.withdraw_sale(item.name(), epoch).await.err(),
+            None => None,
+        };
         let after =
             withdrawn.map_or(String::new(), |error| format!("; the ledger may still name it: {error}"));
         format!("no sale was begun: {why}{after}")
     }
 
     /// The ledger's note first, so that a stock rolled back to before it cannot bring the old
-    /// sale to life again. Refused while the running one is shut; `false` when a newer one is known.
-    async fn seed(&self, item: &Item, units: u64, epoch: Uuid) -> Result<bool, StockError> {
+    /// sale to life again. Refused while the running one is shut. The sale is named once, `epoch`,
+    /// and is later than every sale that is known by then, whatever this machine's clock says.
+    async fn seed(&self, item: &Item, units: u64, epoch: &mut Option<Uuid>) -> Result<Uuid, StockError> {
         let refused = |error: LedgerError| StockError::Refused(error.to_string());
         // Away is away; but a new sale may well mend a book that cannot be read.
         self.stock.knows(item).await?;
         let books = self.stock.books(item).await.unwrap_or_default();
         if books.first().is_some_and(|book| book.shut) {
             return Err(StockError::Refused(format!(
-                "{item} is shut: its books are being checked, or lack something"
+                "{item} is shut: its books are being checked, or lack something; see `seckill restore --item {item}`"
             )));
         }
         self.ledger.migrate().await.map_err(refused)?;
-        self.ledger.begin_sale(item.name(), epoch, units).await.map_err(refused)?;
-        if self.ledger.account(item.name(), epoch).await.map_err(refused)?.outdated {
-            return Ok(false);
+        let named = match *epoch {
+            Some(named) => named,
+            None => {
+                let newest = self.ledger.newest().await.map_err(refused)?.get(item.name()).copied();
+                *epoch.insert(epoch_after(newest.max(books.iter().map(|book| book.epoch).max())))
+            }
+        };
+        self.ledger.begin_sale(item.name(), named, units).await.map_err(refused)?;
+        if let Some(newer) = self.ledger.account(item.name(), named).await.map_err(refused)?.newer {
+            return Err(StockError::Refused(format!(
+                "another sale of {item} was begun in the same moment, {newer}"
+            )));
         }
-        self.stock.seed(item, units, epoch).await.map(|()| true)
+        self.stock.seed(item, units, named).await.map(|()| named)
     }
 }
 

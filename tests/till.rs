@@ -19,7 +19,7 @@ use seckill::journal::sqlite::SqliteJournal;
 use seckill::metrics::Metrics;
 use seckill::shop::{Purchase, Shop, State};
 use seckill::stock::memory::MemoryStock;
-use seckill::stock::{Book, Call, Outbox, Reply, Stock, StockError};
+use seckill::stock::{Book, Call, Entries, EntryName, Reply, Stock, StockError};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -60,8 +60,12 @@ impl Stock for Behind {
         Ok(Reply { open: self.open.load(Ordering::Acquire), ..reply })
     }
 
-    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError> {
+    async fn outbox(&self, item: &Item) -> Result<Vec<EntryName>, StockError> {
         self.stock.outbox(item).await
+    }
+
+    async fn entries(&self, item: &Item, names: &[EntryName]) -> Result<Entries, StockError> {
+        self.stock.entries(item, names).await
     }
 
     async fn items(&self) -> Result<Vec<Item>, StockError> {

@@ -297,8 +297,7 @@ fn one_line<P: Parser>(error: &clap::Error) -> String {
 /// # Errors
 /// When it is none, or beyond any sale.
 pub fn units(text: &str) -> Result<u64, String> {
-    /// Far beyond any sale, and exact in a Lua number.
-    const MAX_UNITS: u64 = 1_000_000_000_000;
+    const MAX_UNITS: u64 = crate::sale::HIGHEST_SOLD;
     match text.parse::<u64>() {
         Ok(units) if units <= MAX_UNITS => Ok(units),
         _ => Err(format!("give a whole number from 0 to {MAX_UNITS}, such as 1000")),

@@ -12,22 +12,17 @@ pub mod sqlite;
 mod contract;
 mod statements;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::sale::Sale;
 
-/// The books: rows and the offsets they came from, written in one transaction.
-///
-/// What every implementation keeps is written down as code in `ledger/contract.rs`.
+/// What a consumer writes: rows and the offsets they came from, in one transaction.
 #[async_trait]
-pub trait Ledger: Send + Sync {
-    /// Makes the tables, or brings them up to date, and looks whether they have their columns. Looks
-    /// first: with everything in place it needs no right to create anything.
-    async fn migrate(&self) -> Result<(), LedgerError>;
-
+pub trait Record: Send + Sync {
     /// How far each partition of `topic` has been posted.
     async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError>;
 
@@ -35,36 +30,96 @@ pub trait Ledger: Send + Sync {
     ///
     /// Refuses with [`LedgerError::Moved`] when a checkpoint is not where the batch expects it.
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError>;
+}
+
+/// The books: what is recorded, what operators decided, and what both programs ask of it.
+///
+/// What every implementation keeps is written down as code in `ledger/contract.rs`.
+#[async_trait]
+pub trait Ledger: Record {
+    /// Makes the tables, or brings them up to date, and looks whether they have their columns. Looks
+    /// first: with everything in place it needs no right to create anything.
+    async fn migrate(&self) -> Result<(), LedgerError>;
 
     /// The sale recorded under `order`.
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError>;
 
+    /// Whether an order was put aside because its unit or itself is recorded otherwise: it was
+    /// made, and what becomes of it is for a person to decide.
+    async fn in_conflict(&self, order: Uuid) -> Result<bool, LedgerError>;
+
     /// Notes that a new sale begins. The epoch is its own idempotency key: once more is fine.
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError>;
-
-    /// Every sale the ledger knows: those begun by `seed` and those with rows.
-    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError>;
-
-    /// The serials of one sale that are accounted for, recorded or void, ascending.
-    async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError>;
-
-    /// Raises the term of a sale by one and says what is recorded of it, in one transaction:
-    /// from then on its sales of an older term are put aside as late, so that the answer stays
-    /// true. `None`, and nothing is changed, when the term is not `from` any more: somebody else
-    /// raised it, and may have opened the sale since.
-    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError>;
 
     /// Takes back that a sale began, if nothing of it was sold: it never did.
     async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError>;
 
-    /// The same without raising the term: true only for the moment.
+    /// The sales of one item, or of all: those begun by `seed` and those with rows, without those
+    /// that were put away.
+    async fn sales(&self, item: Option<&str>) -> Result<Vec<SaleRecord>, LedgerError>;
+
+    /// The newest sale of every item, also one that was put away: a new one must be later.
+    async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError>;
+
+    /// The terms of these sales, of those whose term was ever raised.
+    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError>;
+
+    /// What is known of a sale without counting it. True for the moment: more may be posted.
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;
 
-    /// The recorded sales of named attempts, by which a winner who asks again is known.
-    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError>;
+    /// Raises the term of a sale by one, if it still is `from`: else somebody else raised it, and
+    /// may have opened the sale since. From then on sales of an older term are put aside as late,
+    /// so that what is counted after it stays true.
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError>;
+
+    /// The next `rows` recorded serials after `after`: how many there are, and the last of them.
+    /// As many as the numbers they span: none is missing between.
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError>;
+
+    /// The recorded serials after `after` and up to `upto`, ascending, each with its order.
+    async fn orders(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<(u64, Uuid)>, LedgerError>;
+
+    /// The runs of serials written off that have a part after `after` and up to `upto`, ascending.
+    async fn voids(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<RangeInclusive<u64>>, LedgerError>;
 
     /// Writes off serials that were lost and told to nobody; once more is fine.
-    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError>;
+    async fn void(&self, item: &str, epoch: Uuid, runs: &[RangeInclusive<u64>]) -> Result<(), LedgerError>;
+
+    /// The first `limit` recorded sales of named attempts after the serial `after`, ascending: by
+    /// them a winner who asks again is known.
+    async fn winners(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Sale>, LedgerError>;
+
+    /// Notes an operator's decision: the sale goes on from here. Its conflicts up to now are
+    /// accepted with it, and sales that are newer by their names do not outdate it.
+    async fn restored(&self, item: &str, epoch: Uuid, restored: Restored) -> Result<(), LedgerError>;
+
+    /// The sales with conflicts that no restore has accepted. Asked every second: as long as there
+    /// are no new conflicts it costs a look at the table's end.
+    async fn disputed(&self) -> Result<Vec<(String, Uuid)>, LedgerError>;
+
+    /// Puts a sale away, with its books as they were closed; once more is fine.
+    async fn archive(&self, item: &str, epoch: Uuid, closed: Closed) -> Result<(), LedgerError>;
+
+    /// The sales of one item, or of all, that were put away.
+    async fn archived(&self, item: Option<&str>) -> Result<BTreeSet<(String, Uuid)>, LedgerError>;
 
     /// What was put aside.
     async fn faults(&self) -> Result<Faults, LedgerError>;
@@ -132,29 +187,67 @@ pub struct SaleRecord {
     pub item: String,
     /// Which sale of it.
     pub epoch: Uuid,
-    /// Rows recorded.
-    pub recorded: u64,
-    /// Serials written off.
-    pub void: u64,
     /// The highest serial recorded, 0 when none.
     pub highest: u64,
-    /// Serials in conflict (reason `late` apart), ascending, each once.
+    /// Rows of `seckill_conflict`, reason `late` apart.
+    pub conflicts: u64,
+    /// Their serials, ascending, each once; not more than [`LISTED`] of all sales together.
     pub doubled: Vec<u64>,
 }
+
+/// Serials in conflict that are listed by number; more are only counted.
+pub const LISTED: u32 = 1000;
 
 /// What the ledger has of a sale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
     /// The term; 0 until it is first raised.
     pub term: u64,
-    /// Serials accounted for: recorded or void.
-    pub accounted: u64,
     /// The highest serial recorded, 0 when none.
     pub highest: u64,
+    /// The highest serial written off, 0 when none: it is not sold again either.
+    pub void_upto: u64,
     /// Units left after the highest serial; what the sale began with, when none is recorded.
     pub remaining: u64,
-    /// Whether the ledger knows a newer sale of this item.
-    pub outdated: bool,
+    /// A newer sale of this item that is known, unless a restore decided for this one since.
+    pub newer: Option<Uuid>,
+    /// Sales in conflict that no restore has accepted.
+    pub disputed: u64,
+}
+
+/// Some recorded serials that follow each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Page {
+    /// How many.
+    pub rows: u64,
+    /// The last one; 0 when there is none.
+    pub last: u64,
+}
+
+/// How a sale goes on after a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// The term of the sales made from then on.
+    pub term: u64,
+    /// The last serial.
+    pub serial: u64,
+    /// Units left after it.
+    pub remaining: u64,
+}
+
+/// The books of a sale that is put away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed {
+    /// Units ever put on sale.
+    pub seeded: u64,
+    /// Units left over.
+    pub remaining: u64,
+    /// Units sold.
+    pub sold: u64,
+    /// Rows.
+    pub recorded: u64,
+    /// Serials written off.
+    pub void: u64,
 }
 
 /// Totals of the side tables.

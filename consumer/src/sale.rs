@@ -4,6 +4,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
+/// The highest serial that a message may have. No sale comes near it: what has more is not of this
+/// shop's making. It is twice [`HIGHEST_SOLD`], so that a sale that went on after the oddest of
+/// messages goes on still.
+pub const MAX_SERIAL: u64 = 2 * HIGHEST_SOLD;
+
+/// The highest serial that a sale goes on from: as many units as can be put on sale at once.
+pub const HIGHEST_SOLD: u64 = 1_000_000_000_000;
+
 /// One unit sold. `(item, epoch, serial)` names the unit for ever, `order` names the purchase.
 ///
 /// The reader defines what can be read: members it does not know are ignored, and the wire form
@@ -47,11 +55,14 @@ impl Sale {
     /// Reads what the journal carried.
     ///
     /// # Errors
-    /// When it is not JSON, a member is missing or of the wrong type, or the serial is zero.
+    /// When it is not JSON, a member is missing or of the wrong type, or the serial is none.
     pub fn from_json(bytes: &[u8]) -> serde_json::Result<Self> {
         let sale: Self = serde_json::from_slice(bytes)?;
         if sale.serial == 0 {
             return Err(serde::de::Error::custom("serial is 0, the first unit is 1"));
+        }
+        if sale.serial > MAX_SERIAL {
+            return Err(serde::de::Error::custom(format_args!("serial {} is beyond any sale", sale.serial)));
         }
         Ok(sale)
     }
@@ -84,5 +95,8 @@ mod tests {
         assert!(error.to_string().contains("serial"), "{error}");
         assert!(Sale::from_json(b"not json").is_err());
         assert!(Sale::from_json(WIRE.replace(":7,", ":0,").as_bytes()).is_err());
+        let far = WIRE.replace(":7,", &format!(":{},", MAX_SERIAL + 1));
+        let error = Sale::from_json(far.as_bytes()).expect_err("no sale is so large");
+        assert!(error.to_string().contains("beyond any sale"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::lag::Lag;
-use crate::ledger::{Batch, Checkpoint, Ledger, LedgerError, Message, Part, Posted, fingerprint};
+use crate::ledger::{Batch, Checkpoint, LedgerError, Message, Part, Posted, Record, fingerprint};
 use crate::metrics::Metrics;
 use crate::reader::{Read, Reader, ReaderError};
 
@@ -35,7 +35,7 @@ const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..
 /// From a reader into a ledger.
 pub struct Consumer {
     reader: Box<dyn Reader>,
-    ledger: Arc<dyn Ledger>,
+    ledger: Arc<dyn Record>,
     metrics: Metrics,
     lag: Lag,
     topic: String,
@@ -113,7 +113,7 @@ impl From<ReaderError> for Trouble {
 impl Consumer {
     /// A consumer at its beginning; the first step takes an assignment.
     #[must_use]
-    pub fn new(reader: Box<dyn Reader>, ledger: Arc<dyn Ledger>, metrics: Metrics) -> Self {
+    pub fn new(reader: Box<dyn Reader>, ledger: Arc<dyn Record>, metrics: Metrics) -> Self {
         let topic = reader.topic().to_owned();
         Self {
             lag: Lag::new(&topic, metrics.clone()),

@@ -18,7 +18,7 @@ use prometheus::Registry;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use support::kafka::{assigned, group_offset, messages, numbered, produce, set_group_offset};
-use support::{EPOCH, SOON, bytes, sale, settings};
+use support::{SOON, bytes, sale, serials, settings};
 use tokio::time::{Instant, timeout};
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -243,9 +243,7 @@ async fn poison_is_put_aside_and_the_rest_recorded_also_after_a_restart() {
         let metrics = Metrics::new(&Registry::new()).expect("registered");
         let mut consumer = Consumer::new(Box::new(reader(&settings)), ledger.clone(), metrics);
         timeout(SOON, async {
-            while ledger.serials("counter", EPOCH).await.expect("read").len()
-                < usize::try_from(recorded).expect("small")
-            {
+            while serials(&*ledger).await.len() < usize::try_from(recorded).expect("small") {
                 if let Step::Posted(posted) = consumer.step().await.expect("a step") {
                     assert_eq!((posted.duplicate, posted.conflict), (0, 0));
                 }
@@ -254,7 +252,7 @@ async fn poison_is_put_aside_and_the_rest_recorded_also_after_a_restart() {
         .await
         .expect("recorded");
         assert_eq!(ledger.faults().await.expect("read").dead_letters, 2);
-        assert_eq!(ledger.serials("counter", EPOCH).await.expect("read"), (1..=recorded).collect::<Vec<_>>());
+        assert_eq!(serials(&*ledger).await, (1..=recorded).collect::<Vec<_>>());
         consumer.close().await;
         if recorded == 3 {
             produce(&brokers, topic, 0, &[Some(bytes(&sale(4)))]).await;

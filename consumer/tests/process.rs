@@ -9,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use consumer::config::Settings;
 use consumer::kafka::ensure_topic;
-use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
 use support::kafka::{delete_topic, group_offset, produce};
-use support::{Database, EPOCH, SOON, bytes, sale, server, settings};
+use support::{Database, SOON, bytes, sale, serials, server, settings};
 
 /// A consumer that is ended with the test.
 struct Running {
@@ -87,7 +86,7 @@ async fn recorded(ledger: &MySqlLedger, count: u64) {
     let until = Instant::now() + SOON;
     let wanted: Vec<u64> = (1..=count).collect();
     loop {
-        let serials = ledger.serials("counter", EPOCH).await.unwrap_or_default();
+        let serials = serials(ledger).await;
         if serials == wanted {
             return;
         }

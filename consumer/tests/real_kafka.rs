@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use consumer::config::Settings;
 use consumer::kafka::{Watermarks, ensure_topic};
-use consumer::ledger::Ledger;
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::metrics::Metrics;
 use consumer::reader::kafka::KafkaReader;
@@ -19,7 +18,7 @@ use prometheus::Registry;
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::{Offset, TopicPartitionList};
 use support::kafka::{admin, assigned, delete_topic, group_offset, messages, numbered, produce};
-use support::{EPOCH, SOON, bytes, sale, server, settings};
+use support::{SOON, bytes, sale, serials, server, settings};
 use tokio::time::timeout;
 
 /// A topic of its own, gone with the test.
@@ -159,7 +158,7 @@ async fn a_topic_that_was_recreated_is_noticed() {
     topic.produce(&[Some(bytes(&sale(1))), Some(bytes(&sale(2)))]).await;
     let mut first = consumer();
     timeout(SOON, async {
-        while ledger.serials("counter", EPOCH).await.expect("read").len() < 2 {
+        while serials(&*ledger).await.len() < 2 {
             first.step().await.expect("a step");
         }
     })
@@ -187,7 +186,7 @@ async fn a_topic_that_was_recreated_is_noticed() {
     .await
     .expect("noticed");
     assert!(matches!(&error, StepError::Foreign(why) if why.contains("recreated")), "{error}");
-    assert_eq!(ledger.serials("counter", EPOCH).await.expect("read"), [1, 2], "nothing of it was recorded");
+    assert_eq!(serials(&*ledger).await, [1, 2], "nothing of it was recorded");
 }
 
 /// Few large messages are a batch, too: memory is bounded in bytes.

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consumer::ledger::Ledger;
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::metrics::Metrics;
 use consumer::reader::sqlite::SqliteReader;
@@ -15,7 +14,7 @@ use consumer::sqlite::{FileError, SqliteFile, Synchronous};
 use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use sqlx::{Connection, SqliteConnection};
-use support::{EPOCH, bytes, sale};
+use support::{bytes, sale, serials};
 use tempfile::TempDir;
 
 const WAIT: Duration = Duration::from_millis(50);
@@ -170,7 +169,7 @@ async fn from_the_journal_into_the_ledger_and_on_after_a_restart() {
         let metrics = Metrics::new(&Registry::new()).expect("registered");
         let mut consumer = Consumer::new(Box::new(reader), ledger.clone(), metrics);
         while consumer.step().await.expect("a step") != Step::Quiet {}
-        let serials = ledger.serials("counter", EPOCH).await.expect("read");
+        let serials = serials(&*ledger).await;
         assert_eq!(serials, (1..=recorded).collect::<Vec<_>>());
         if recorded == 3 {
             append(&mut journal, 10, "sale", &text(4)).await;

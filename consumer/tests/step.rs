@@ -7,16 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use consumer::ledger::{
-    Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord, fingerprint,
-};
+use consumer::ledger::{Batch, Checkpoint, LedgerError, Message, Posted, Record, fingerprint};
 use consumer::metrics::Metrics;
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::run::{Health, Stop, run};
-use consumer::sale::Sale;
 use consumer::step::{Consumer, Step, StepError};
 use prometheus::Registry;
-use uuid::Uuid;
 
 type Shared<T> = Arc<Mutex<T>>;
 
@@ -78,11 +74,7 @@ impl Reader for FakeReader {
 struct FakeLedger(Shared<Script>);
 
 #[async_trait]
-impl Ledger for FakeLedger {
-    async fn migrate(&self) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
+impl Record for FakeLedger {
     async fn checkpoints(&self, _: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
         let script = self.0.lock().expect("the script");
         if script.away {
@@ -108,46 +100,6 @@ impl Ledger for FakeLedger {
             posted.new += part.messages.len() as u64;
         }
         Ok(posted)
-    }
-
-    async fn find(&self, _: Uuid) -> Result<Option<Sale>, LedgerError> {
-        Ok(None)
-    }
-
-    async fn begin_sale(&self, _: &str, _: Uuid, _: u64) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
-        Ok(Vec::new())
-    }
-
-    async fn serials(&self, _: &str, _: Uuid) -> Result<Vec<u64>, LedgerError> {
-        Ok(Vec::new())
-    }
-
-    async fn raise_term(&self, _: &str, _: Uuid, _: u64) -> Result<Option<Account>, LedgerError> {
-        Err(LedgerError::Broken("not in the script".into()))
-    }
-
-    async fn withdraw_sale(&self, _: &str, _: Uuid) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn account(&self, _: &str, _: Uuid) -> Result<Account, LedgerError> {
-        Err(LedgerError::Broken("not in the script".into()))
-    }
-
-    async fn winners(&self, _: &str, _: Uuid) -> Result<Vec<Sale>, LedgerError> {
-        Ok(Vec::new())
-    }
-
-    async fn void(&self, _: &str, _: Uuid, _: &[u64]) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
-    async fn faults(&self) -> Result<Faults, LedgerError> {
-        Ok(Faults::default())
     }
 }
 

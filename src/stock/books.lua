@@ -1,10 +1,10 @@
 -- What Redis knows of an item, at one moment; changes nothing.
 --
 -- KEYS  counter, book, books
--- Returns the counter, fields of the book, the earlier books, this Redis' run.
+-- Returns the counter, fields of the book, the earlier books, this life of the data.
 return {
   redis.call('GET', KEYS[1]),
-  redis.call('HMGET', KEYS[2], 'epoch', 'serial', 'left', 'seeded', 'shut', 'run'),
+  redis.call('HMGET', KEYS[2], 'epoch', 'serial', 'left', 'seeded', 'shut', 'run', 'term'),
   redis.call('HGETALL', KEYS[3]),
-  redis.call('INFO', 'server'):match('run_id:(%x+)') or '',
+  life() or '',
 }

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Batch, Book, Call, Known, Outbox, Outcome, Reply, Stock, StockError};
+use super::{Batch, Book, Call, Entries, EntryName, Known, Outcome, Reply, Stock, StockError};
 use crate::item::Item;
 use crate::journal::sqlite::{Entry, Rows, Seed, Sold, SqliteJournal, WriteError};
 
@@ -56,6 +56,7 @@ impl Running {
     fn book(&self, on_sale: bool) -> Book {
         Book {
             epoch: self.epoch,
+            term: 0,
             serial: self.serial,
             left: self.left(),
             seeded: self.seeded,
@@ -148,6 +149,8 @@ impl Shelves {
         Reply {
             epoch: Some(running.epoch),
             left: Some(left - sold),
+            term: 0,
+            serial: running.serial + sold,
             open: 0,
             shut: false,
             taken,
@@ -225,8 +228,13 @@ impl Stock for MemoryStock {
         }
     }
 
-    async fn outbox(&self, _item: &Item) -> Result<Outbox, StockError> {
-        Ok(Outbox::default())
+    /// Nothing is taken that is not in the journal.
+    async fn outbox(&self, _item: &Item) -> Result<Vec<EntryName>, StockError> {
+        Ok(Vec::new())
+    }
+
+    async fn entries(&self, _item: &Item, _names: &[EntryName]) -> Result<Entries, StockError> {
+        Ok(Entries::default())
     }
 
     async fn items(&self) -> Result<Vec<Item>, StockError> {

@@ -1,23 +1,32 @@
--- Opens a sale that was shut under this id, on the Redis that was looked at.
+-- Opens a sale that was claimed under this id, in the life of the data that was looked at.
 --
--- KEYS  counter, book, outbox, attempts, attempts to put in their place
--- ARGV  id, run, term, and to set the book anew: epoch, serial, left
--- Returns 1, or 0 when somebody else shut it since, or this is another Redis.
-local COUNTER, BOOK, OUTBOX, ATTEMPTS, NEW = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local here = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
-if redis.call('HGET', BOOK, 'shut') ~= ARGV[1] or here ~= ARGV[2] then return 0 end
+-- KEYS  counter, book, books, outbox, attempts, attempts to put in their place
+-- ARGV  id, life, term, and to set the book anew: epoch, serial, left
+-- Returns 1, or 0 when the claim is another's by now, or this is another life.
+local COUNTER, BOOK, BOOKS, OUTBOX, ATTEMPTS, NEW = unpack(KEYS)
+local here = life()
+if not here then return NO_LIFE end
+local epoch, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'shut'))
+if shut ~= ARGV[1] or here ~= ARGV[2] then return 0 end
 if ARGV[4] then
+  if epoch and epoch ~= ARGV[4] then
+    -- An operator chose another sale: this one's books are kept with the earlier ones.
+    local book = redis.call('HMGET', BOOK, 'serial', 'left', 'seeded')
+    redis.call('HSET', BOOKS, epoch, table.concat({ book[1] or '0', book[2] or '0', book[3] or '0' }, ' '))
+  end
+  redis.call('HDEL', BOOKS, ARGV[4])
   local seeded = string.format('%.0f', tonumber(ARGV[5]) + tonumber(ARGV[6]))
   redis.call('HSET', BOOK, 'epoch', ARGV[4], 'serial', ARGV[5], 'left', ARGV[6], 'seeded', seeded)
   redis.call('SET', COUNTER, ARGV[6])
-  redis.call('DEL', ATTEMPTS)
+  -- Unlinked, not deleted: to free millions of fields takes a second, in which nobody is served.
+  redis.call('UNLINK', ATTEMPTS)
   if redis.call('EXISTS', NEW) == 1 then
     redis.call('RENAME', NEW, ATTEMPTS)
     redis.call('PERSIST', ATTEMPTS)
   end
 end
--- All that stood in it is in the ledger by now.
-redis.call('DEL', OUTBOX)
+-- All that stood in it is in the ledger by now, or is void.
+redis.call('UNLINK', OUTBOX)
 redis.call('HSET', BOOK, 'run', here, 'term', ARGV[3])
-redis.call('HDEL', BOOK, 'shut')
+redis.call('HDEL', BOOK, 'shut', 'beat', 'next')
 return 1

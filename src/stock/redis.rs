@@ -1,38 +1,23 @@
 //! The stock in Redis: an operator's plain counter, and its books beside it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+mod link;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use deadpool_redis::{Connection, Manager, Pool, PoolError, Runtime};
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, Script,
-    ScriptInvocation, Value,
-};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use consumer::sale::Sale;
+use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, Value};
 use uuid::Uuid;
 
 use super::{
-    Attempt, Batch, Book, Call, Known, Opening, Outbox, Outcome, Reply, Shut, Shutting, Stock, StockError,
+    Attempt, Batch, Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply,
+    Stock, StockError,
 };
 use crate::item::Item;
+use link::Link;
 
-/// Longer than a slow disk's fsync, short enough that a buyer hears within a second.
-const REPLY_WITHIN: Duration = Duration::from_millis(800);
-/// A connection on a live network is made in a few round trips.
-const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-/// The kernel's limit for what it sends again and again: long before anybody is told that an
-/// order did not come about.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(2);
-/// How often a silent Redis is asked whether it is back.
-const PROBE_EVERY: Duration = Duration::from_millis(100);
-/// A call in flight needs one, and so do the outbox scan, probes and operators' commands.
-const MAX_CONNECTIONS: usize = 16;
-/// Entries asked for at once when reading an outbox.
-const SCAN_COUNT: usize = 64;
+/// Keys looked at in one step of the search for counters: well under a millisecond of Redis' time.
+const SCAN_COUNT: usize = 1000;
 /// Winners written at once when attempts are made anew.
 const RECORDS_AT_ONCE: usize = 1000;
 /// How long attempts made anew stay when whoever made them dies before they are put in place, in
@@ -40,25 +25,21 @@ const RECORDS_AT_ONCE: usize = 1000;
 const PREPARED_FOR_S: u32 = 3600;
 /// The set of all items' names.
 const ITEMS: &str = "seckill:items";
+/// The counters that operators set, but for the default item's.
+const COUNTERS: &str = "counter:*";
 
 /// A single Redis, spoken to through a few connections of its own.
 pub struct RedisStock {
-    link: Arc<Link>,
+    link: Link,
     take: Script,
     seed: Script,
-    shut: Script,
+    add: Script,
+    claim: Script,
     open: Script,
     books: Script,
-}
-
-struct Link {
-    pool: Pool,
-    /// One for each connection: whoever has it finds one idle, or makes one.
-    permits: Semaphore,
-    /// Connections known to work: the pool would ask each with a `PING` before handing it out.
-    idle: Mutex<Vec<Connection>>,
-    /// While Redis does not answer, nothing that changes anything is sent.
-    silent: AtomicBool,
+    forget: Script,
+    /// Where the search for counters goes on.
+    searched: AtomicU64,
 }
 
 /// The keys of one item, in one cluster slot.
@@ -81,6 +62,11 @@ impl Keys {
             counter,
         }
     }
+
+    /// Where winners are made ready for an opening.
+    fn prepared(&self, id: Uuid) -> String {
+        format!("{}:{id}", self.attempts)
+    }
 }
 
 impl RedisStock {
@@ -89,76 +75,23 @@ impl RedisStock {
     /// # Errors
     /// When the URL cannot be used; the message does not contain it.
     pub fn new(url: &str) -> Result<Self, String> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_WITHIN))
-            .set_response_timeout(Some(REPLY_WITHIN));
-        // A question that was given up must not arrive when the network is mended.
-        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(FORGOTTEN_AFTER);
-        let manager = url
-            .into_connection_info()
-            .and_then(|info| Manager::new_with_config(info.set_tcp_settings(tcp), config))
-            .map_err(|error| format!("not a Redis URL ({:?}); give redis://host:port/db", error.kind()))?;
-        let pool = Pool::builder(manager)
-            .max_size(MAX_CONNECTIONS)
-            .wait_timeout(Some(CONNECT_WITHIN))
-            .create_timeout(Some(CONNECT_WITHIN))
-            .recycle_timeout(Some(CONNECT_WITHIN))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| error.to_string())?;
         Ok(Self {
-            link: Arc::new(Link {
-                pool,
-                permits: Semaphore::new(MAX_CONNECTIONS),
-                idle: Mutex::default(),
-                silent: AtomicBool::new(false),
-            }),
-            take: Script::new(include_str!("take.lua")),
-            seed: Script::new(include_str!("seed.lua")),
-            shut: Script::new(include_str!("shut.lua")),
-            open: Script::new(include_str!("open.lua")),
-            books: Script::new(include_str!("books.lua")),
+            link: Link::new(url)?,
+            take: script(include_str!("take.lua")),
+            seed: script(include_str!("seed.lua")),
+            add: script(include_str!("add.lua")),
+            claim: script(include_str!("claim.lua")),
+            open: script(include_str!("open.lua")),
+            books: script(include_str!("books.lua")),
+            forget: script(include_str!("forget.lua")),
+            searched: AtomicU64::new(0),
         })
-    }
-
-    /// One question: a connection, the question once, the connection back.
-    ///
-    /// Never sent again, by nobody: whoever hears nothing does not know whether it was done.
-    async fn ask(
-        &self,
-        question: impl AsyncFnOnce(&mut Connection) -> Result<Value, RedisError>,
-    ) -> Result<Value, StockError> {
-        if self.link.silent.load(Ordering::Acquire) {
-            return Err(StockError::Refused("redis does not answer".into()));
-        }
-        let refused = |why: &str| StockError::Refused(format!("redis is away: {why}"));
-        let permit = timeout(CONNECT_WITHIN, self.link.permits.acquire()).await;
-        let Ok(Ok(_permit)) = permit else { return Err(refused("all connections are busy")) };
-        let mut connection = self.link.connect().await.map_err(|error| refused(&error.to_string()))?;
-        match question(&mut connection).await {
-            Ok(answer) => {
-                self.link.give_back(connection);
-                Ok(answer)
-            }
-            Err(error) => match error.kind() {
-                ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::Client => {
-                    self.link.give_back(connection);
-                    Err(StockError::Refused(words(&error)))
-                }
-                _ => {
-                    // Not back to the pool: an answer may still come on it.
-                    drop(Connection::take(connection));
-                    self.link.fall_silent();
-                    Err(StockError::Silent(words(&error)))
-                }
-            },
-        }
     }
 
     /// A question that changes nothing, or may be asked again: an answer that cannot be read is
     /// a value put there by hand, and `about` names it.
     async fn read<T: FromRedisValue>(&self, about: &str, command: &redis::Cmd) -> Result<T, StockError> {
-        let answer = self.ask(async |connection| command.query_async(connection).await).await;
+        let answer = self.link.ask(async |connection| command.query_async(connection).await).await;
         let answer = answer.map_err(|error| match error {
             StockError::Refused(why) => StockError::Refused(format!("{why} ({about})")),
             silent @ StockError::Silent(_) => silent,
@@ -222,54 +155,16 @@ impl RedisStock {
     }
 }
 
+/// A script of ours, which may ask which life of its data this Redis is.
+fn script(body: &str) -> Script {
+    Script::new(&[include_str!("life.lua"), body].concat())
+}
+
 /// What Redis said; our own scripts name the key.
 fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
-        (Some("BADKEY" | "SHUT" | "OUTDATED"), Some(detail)) => format!("redis: {detail}"),
+        (Some("BADKEY" | "SHUT" | "OUTDATED" | "NOLIFE"), Some(detail)) => format!("redis: {detail}"),
         _ => format!("redis: {error}"),
-    }
-}
-
-impl Link {
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn connect(&self) -> Result<Connection, PoolError> {
-        let idle = self.idle().pop();
-        match idle {
-            Some(connection) => Ok(connection),
-            None => self.pool.get().await,
-        }
-    }
-
-    fn give_back(&self, connection: Connection) {
-        if !self.silent.load(Ordering::Acquire) {
-            self.idle().push(connection);
-        }
-    }
-
-    /// From now on nothing is asked, until a `PING` is answered.
-    fn fall_silent(self: &Arc<Self>) {
-        if self.silent.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        self.idle().clear();
-        let link = Arc::clone(self);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(PROBE_EVERY).await;
-                if let Ok(mut connection) = link.pool.get().await {
-                    let answer: Result<(), _> = redis::cmd("PING").query_async(&mut connection).await;
-                    // An error reply (loading its file, say) is an answer.
-                    if answer.map_or_else(|error| matches!(error.kind(), ErrorKind::Server(_)), |()| true) {
-                        link.silent.store(false, Ordering::Release);
-                        return;
-                    }
-                    drop(Connection::take(connection));
-                }
-            }
-        });
     }
 }
 
@@ -278,33 +173,32 @@ impl Stock for RedisStock {
     async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
         let (named, anonymous) = call.by_name();
         let script = self.taking(item, call);
-        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
+        let answer = self.link.ask(async |connection| script.invoke_async(connection).await).await?;
         let answer: Answer = redis::from_redis_value(answer)
             .map_err(|error| StockError::Silent(format!("redis: the script's answer: {error}")))?;
         Ok(answer.into_reply(item, call, &named, &anonymous))
     }
 
-    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError> {
+    async fn outbox(&self, item: &Item) -> Result<Vec<EntryName>, StockError> {
         let key = Keys::of(item).outbox;
-        let mut outbox = Outbox::default();
-        let mut seen = std::collections::HashSet::new();
-        let mut cursor = 0_u64;
-        loop {
-            let scan = redis::cmd("HSCAN").arg(&key).arg(cursor).arg("COUNT").arg(SCAN_COUNT).to_owned();
-            let (next, fields): (u64, Vec<(Vec<u8>, Vec<u8>)>) = self.read(&key, &scan).await?;
-            // A scan may bring a field twice.
-            for (id, entry) in fields.into_iter().filter(|(id, _)| seen.insert(id.clone())) {
-                let id = String::from_utf8_lossy(&id);
-                match Batch::from_entry(&id, item, &String::from_utf8_lossy(&entry)) {
-                    Ok(batch) => outbox.batches.push(batch),
-                    Err(why) => outbox.unreadable.push(format!("{key} {id}: {why}")),
-                }
-            }
-            if next == 0 {
-                return Ok(outbox);
-            }
-            cursor = next;
+        self.read(&key, redis::cmd("HKEYS").arg(&key)).await
+    }
+
+    async fn entries(&self, item: &Item, names: &[EntryName]) -> Result<Entries, StockError> {
+        let mut entries = Entries::default();
+        if names.is_empty() {
+            return Ok(entries);
         }
+        let key = Keys::of(item).outbox;
+        let found: Vec<Option<Vec<u8>>> = self.read(&key, redis::cmd("HMGET").arg(&key).arg(names)).await?;
+        for (name, entry) in names.iter().zip(found) {
+            let (name, Some(entry)) = (String::from_utf8_lossy(name), entry) else { continue };
+            match Batch::from_entry(&name, item, &String::from_utf8_lossy(&entry)) {
+                Ok(batch) => entries.batches.push(batch),
+                Err(why) => entries.unreadable.push(format!("{key} {name}: {why}")),
+            }
+        }
+        Ok(entries)
     }
 
     async fn items(&self) -> Result<Vec<Item>, StockError> {
@@ -314,6 +208,30 @@ impl Stock for RedisStock {
         items.sort();
         items.dedup();
         Ok(items)
+    }
+
+    async fn discover(&self, most: Option<usize>) -> Result<Vec<String>, StockError> {
+        let (mut cursor, mut looked) = (most.map_or(0, |_| self.searched.load(Ordering::Relaxed)), 0);
+        let mut odd = Vec::new();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(COUNTERS).arg("COUNT").arg(SCAN_COUNT);
+            let (next, keys): (u64, Vec<Vec<u8>>) = self.read(COUNTERS, &scan).await?;
+            for key in keys {
+                let key = String::from_utf8_lossy(&key);
+                match key.trim_start_matches(COUNTERS.trim_end_matches('*')).parse() {
+                    Ok(item) => drop(self.knows(&item).await?),
+                    Err(_) => odd.push(key.into_owned()),
+                }
+            }
+            (cursor, looked) = (next, looked + SCAN_COUNT);
+            if cursor == 0 || most.is_some_and(|most| looked >= most) {
+                self.searched.store(cursor, Ordering::Relaxed);
+                odd.sort();
+                odd.dedup();
+                return Ok(odd);
+            }
+        }
     }
 
     async fn knows(&self, item: &Item) -> Result<bool, StockError> {
@@ -336,75 +254,100 @@ impl Stock for RedisStock {
             .key(&keys.attempts)
             .arg(epoch.to_string())
             .arg(units);
-        self.ask(async |connection| {
-            redis::cmd("SADD").arg(ITEMS).arg(item.name()).query_async::<()>(connection).await?;
-            script.invoke_async(connection).await
-        })
-        .await
-        .map(drop)
+        self.link
+            .ask(async |connection| {
+                redis::cmd("SADD").arg(ITEMS).arg(item.name()).query_async::<()>(connection).await?;
+                script.invoke_async(connection).await
+            })
+            .await
+            .map(drop)
     }
 
     async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
-        let key = item.key();
-        let add = Script::new(
-            "if redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('INCRBY', KEYS[1], ARGV[1]) end",
-        );
-        let answer =
-            self.ask(async |connection| add.key(&key).arg(units).invoke_async(connection).await).await?;
+        let keys = Keys::of(item);
+        let mut script = self.add.prepare_invoke();
+        script.key(&keys.counter).key(&keys.book).arg(units);
+        let answer = self.link.ask(async |connection| script.invoke_async(connection).await).await?;
         let left: Option<i64> = redis::from_redis_value(answer)
-            .map_err(|error| StockError::Silent(format!("redis: {key}: {error}")))?;
+            .map_err(|error| StockError::Silent(format!("redis: {}: {error}", keys.counter)))?;
         Ok(left.map(not_negative))
     }
 
-    async fn shut(&self, item: &Item, id: Uuid, why: Shutting) -> Result<Option<Shut>, StockError> {
+    async fn claim(&self, item: &Item, id: Uuid, claim: Claim) -> Result<Option<Claimed>, StockError> {
         let keys = Keys::of(item);
-        let (why, from) = match why {
-            Shutting::Reopen(from) => ("reopen", from),
-            Shutting::Restore => ("restore", None),
+        let (what, from) = match claim {
+            Claim::Reopen(from) => ("reopen", from),
+            Claim::Doubt(from) => ("doubt", from),
+            Claim::Restore(from) => ("restore", from),
+            Claim::Overrule(from) => ("overrule", from),
+            Claim::Renew(life) => ("renew", Some(Owner { id: life, beat: 0 })),
+            Claim::Release => ("release", None),
+            Claim::Drop => ("drop", None),
         };
-        let mut script = self.shut.prepare_invoke();
-        script.key(&keys.book).arg(id.to_string()).arg(why);
-        script.arg(from.map(|from| from.to_string()).unwrap_or_default());
-        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
+        let mut script = self.claim.prepare_invoke();
+        script.key(&keys.book).arg(id.to_string()).arg(what);
+        if let Some(Owner { id, beat }) = from {
+            script.arg(id).arg(beat);
+        }
+        let answer = self.link.ask(async |connection| script.invoke_async(connection).await).await?;
         let found: Option<Vec<String>> = redis::from_redis_value(answer)
             .map_err(|error| StockError::Refused(format!("redis: {}: {error}", keys.book)))?;
         let Some(found) = found else { return Ok(None) };
         let bad = || StockError::Refused(format!("redis: {}: cannot be read", keys.book));
-        let [by, run, epoch, serial] = &found[..] else { return Err(bad()) };
+        let [by, beat, life, epoch, serial] = &found[..] else { return Err(bad()) };
         let epoch = Some(epoch).filter(|epoch| !epoch.is_empty());
-        Ok(Some(Shut {
-            by: by.clone(),
-            run: run.clone(),
+        Ok(Some(Claimed {
+            by: Owner { id: by.clone(), beat: beat.parse().map_err(|_| bad())? },
+            life: life.clone(),
             epoch: epoch.map(|epoch| epoch.parse()).transpose().map_err(|_| bad())?,
             serial: serial.parse().map_err(|_| bad())?,
         }))
     }
 
+    async fn prepare(&self, item: &Item, id: Uuid, winners: &[Sale]) -> Result<(), StockError> {
+        let prepared = Keys::of(item).prepared(id);
+        for winners in winners.chunks(RECORDS_AT_ONCE) {
+            let mut command = redis::cmd("HSET");
+            command.arg(&prepared);
+            for sale in winners {
+                // Not in the outbox any more: no batch.
+                let record = format!("{} {} {}", sale.order, sale.remaining, Uuid::nil());
+                command.arg(sale.attempt.as_deref()).arg(record);
+            }
+            self.read::<Value>(&prepared, &command).await?;
+            self.read::<Value>(&prepared, redis::cmd("EXPIRE").arg(&prepared).arg(PREPARED_FOR_S)).await?;
+        }
+        Ok(())
+    }
+
     async fn open(&self, item: &Item, opening: &Opening) -> Result<bool, StockError> {
         let keys = Keys::of(item);
-        let prepared = format!("{}:{}", keys.attempts, opening.id);
-        if let Some(anew) = &opening.anew {
-            for winners in anew.winners.chunks(RECORDS_AT_ONCE) {
-                let mut command = redis::cmd("HSET");
-                command.arg(&prepared);
-                for sale in winners {
-                    // Not in the outbox any more: no batch.
-                    let record = format!("{} {} {}", sale.order, sale.remaining, Uuid::nil());
-                    command.arg(sale.attempt.as_deref()).arg(record);
-                }
-                self.read::<Value>(&prepared, &command).await?;
-                self.read::<Value>(&prepared, redis::cmd("EXPIRE").arg(&prepared).arg(PREPARED_FOR_S))
-                    .await?;
-            }
-        }
         let mut script = self.open.prepare_invoke();
-        script.key(&keys.counter).key(&keys.book).key(&keys.outbox).key(&keys.attempts).key(&prepared);
-        script.arg(opening.id.to_string()).arg(&opening.run).arg(opening.term);
+        script.key(&keys.counter).key(&keys.book).key(&keys.books).key(&keys.outbox).key(&keys.attempts);
+        script.key(keys.prepared(opening.id));
+        script.arg(opening.id.to_string()).arg(&opening.life).arg(opening.term);
         if let Some(anew) = &opening.anew {
             script.arg(anew.epoch.to_string()).arg(anew.serial).arg(anew.left);
         }
-        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
+        let answer = self.link.ask(async |connection| script.invoke_async(connection).await).await?;
         redis::from_redis_value(answer).map_err(|error| StockError::Silent(format!("redis: {error}")))
+    }
+
+    async fn forget(&self, item: &Item, epochs: &[Uuid], all: bool) -> Result<(), StockError> {
+        let keys = Keys::of(item);
+        let mut script = self.forget.prepare_invoke();
+        script.key(&keys.counter).key(&keys.book).key(&keys.books).key(&keys.outbox).key(&keys.attempts);
+        script.arg(u8::from(all));
+        for epoch in epochs {
+            script.arg(epoch.to_string());
+        }
+        let answer = self.link.ask(async |connection| script.invoke_async(connection).await).await?;
+        let gone: bool =
+            redis::from_redis_value(answer).map_err(|error| StockError::Silent(format!("redis: {error}")))?;
+        if gone {
+            self.read::<Value>(ITEMS, redis::cmd("SREM").arg(ITEMS).arg(item.name())).await?;
+        }
+        Ok(())
     }
 
     async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {
@@ -413,9 +356,9 @@ impl Stock for RedisStock {
         type Fields = (Option<String>, Vec<Option<String>>, Vec<(String, String)>, String);
         let mut script = self.books.prepare_invoke();
         script.key(&keys.counter).key(&keys.book).key(&keys.books);
-        let answer = self.ask(async |connection| script.invoke_async(connection).await).await?;
+        let answer = self.link.ask(async |connection| script.invoke_async(connection).await).await?;
         let bad = |key: &str| StockError::Refused(format!("redis: {key}: cannot be read"));
-        let (counter, book, earlier, run): Fields =
+        let (counter, book, earlier, life): Fields =
             redis::from_redis_value(answer).map_err(|_| bad(&keys.book))?;
         let counter = counter
             .map(|counter| {
@@ -425,7 +368,7 @@ impl Stock for RedisStock {
             .transpose()?;
         let number = |index: usize| book[index].as_deref().and_then(whole);
         let epoch = book[0].as_deref().map(Uuid::try_parse).transpose().map_err(|_| bad(&keys.book))?;
-        let shut = book[4].is_some() || (epoch.is_some() && book[5].as_deref() != Some(&*run));
+        let shut = book[4].is_some() || (epoch.is_some() && book[5].as_deref() != Some(&*life));
         let mut books = Vec::new();
         let now = counter.map_or(0, not_negative);
         if let Some(epoch) = epoch {
@@ -440,6 +383,7 @@ impl Stock for RedisStock {
                 seeded: not_negative(seeded + by_hand),
                 on_sale: counter.is_some(),
                 shut,
+                term: number(6).map_or(0, not_negative),
             });
         } else if book[1..4].iter().any(Option::is_some) {
             return Err(bad(&keys.book));
@@ -451,6 +395,7 @@ impl Stock for RedisStock {
                 seeded: now,
                 on_sale: counter.is_some(),
                 shut,
+                term: 0,
             });
         }
         for (epoch, book) in earlier {
@@ -472,6 +417,7 @@ fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
         seeded: number()?,
         on_sale: false,
         shut: false,
+        term: 0,
     })
 }
 
@@ -499,13 +445,14 @@ struct Answer {
     open: u64,
     outcomes: Vec<Value>,
     entries: Vec<String>,
+    last: u64,
 }
 
 impl FromRedisValue for Answer {
     fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
-        let (left, epoch, term, serial, remaining, unnamed, open, outcomes, entries) =
+        let (left, epoch, term, serial, remaining, unnamed, open, outcomes, entries, last) =
             redis::from_redis_value(value)?;
-        Ok(Self { left, epoch, term, serial, remaining, unnamed, open, outcomes, entries })
+        Ok(Self { left, epoch, term, serial, remaining, unnamed, open, outcomes, entries, last })
     }
 }
 
@@ -514,7 +461,14 @@ impl Answer {
         let epoch = self.epoch.parse().ok();
         if self.left == SHUT {
             let outcomes = vec![Outcome::Shut; call.attempts.len()];
-            return Reply { epoch, open: self.open, shut: true, outcomes, ..Reply::default() };
+            return Reply {
+                epoch,
+                term: self.term,
+                open: self.open,
+                shut: true,
+                outcomes,
+                ..Reply::default()
+            };
         }
         let mut winners: Vec<Attempt> = Vec::new();
         let outcomes: Vec<Outcome> =
@@ -561,6 +515,8 @@ impl Answer {
         Reply {
             epoch,
             left: u64::try_from(self.left).ok(),
+            term: self.term,
+            serial: self.last,
             open: self.open,
             shut: false,
             taken,
@@ -609,7 +565,10 @@ impl Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::stock::Anew;
     use crate::stock::contract::{call, keeps_the_contract};
 
     /// A stock on the tests' Redis, and an item that nobody has used.
@@ -637,7 +596,7 @@ mod tests {
         let (earlier, later) = (Uuid::now_v7(), Uuid::now_v7());
         stock.seed(&item, 2, later).await.expect("seeded");
         match stock.seed(&item, 9, earlier).await {
-            Err(StockError::Refused(why)) => assert!(why.contains("a newer sale"), "{why}"),
+            Err(StockError::Refused(why)) => assert!(why.contains(&later.to_string()), "{why}"),
             other => panic!("{other:?}"),
         }
         let book = stock.books(&item).await.expect("books").remove(0);
@@ -651,7 +610,10 @@ mod tests {
         let taken = stock.take(&item, &call(&[None, Some("a b"), None], true)).await.expect("taken");
         let batch = taken.taken.expect("a batch");
         assert_eq!(taken.open, 1);
-        assert_eq!(stock.outbox(&item).await.expect("an outbox").batches, std::slice::from_ref(&batch));
+        let names = stock.outbox(&item).await.expect("an outbox");
+        assert_eq!(names, [batch.id.to_string().into_bytes()]);
+        let entries = stock.entries(&item, &names).await.expect("entries");
+        assert_eq!(entries.batches, std::slice::from_ref(&batch));
 
         let known = stock.take(&item, &call(&[Some("a b")], true)).await.expect("an answer");
         let Outcome::Known(open) = &known.outcomes[0] else { panic!("{known:?}") };
@@ -668,7 +630,227 @@ mod tests {
         let known = stock.take(&item, &call(&[Some("a b")], true)).await.expect("an answer");
         let Outcome::Known(closed) = &known.outcomes[0] else { panic!("{known:?}") };
         assert!(!closed.open && closed.order == open.order);
-        assert!(stock.outbox(&item).await.expect("an outbox").batches.is_empty());
+        assert!(stock.outbox(&item).await.expect("an outbox").is_empty());
+        assert!(stock.entries(&item, &names).await.expect("entries").batches.is_empty(), "settled meanwhile");
+    }
+
+    async fn claims(stock: &RedisStock, item: &Item, id: Uuid, claim: Claim) -> Option<Claimed> {
+        stock.claim(item, id, claim).await.expect("an answer")
+    }
+
+    fn is_of(claimed: &Option<Claimed>, id: Uuid) -> bool {
+        claimed.as_ref().is_some_and(|claimed| claimed.by.id == id.to_string())
+    }
+
+    /// What a book says of another life of the data, as after a restart.
+    async fn lives_anew(stock: &RedisStock, item: &Item) {
+        by_hand(stock, &["HSET", &format!("{{{}}}:book", item.key()), "run", "another:life"]).await;
+    }
+
+    /// One at a time has a sale, an operator next; who does not renew loses it.
+    #[tokio::test]
+    async fn a_sale_is_claimed_by_one_at_a_time() {
+        let (stock, item) = stock();
+        let ids: Vec<Uuid> = (0..4).map(|_| Uuid::now_v7()).collect();
+        assert_eq!(claims(&stock, &item, ids[0], Claim::Reopen(None)).await, None, "there is nothing");
+        let epoch = Uuid::now_v7();
+        stock.seed(&item, 5, epoch).await.expect("seeded");
+        stock.take(&item, &call(&[None], true)).await.expect("taken");
+        for claim in [Claim::Reopen(None), Claim::Restore(None), Claim::Renew("any".into()), Claim::Release] {
+            assert_eq!(claims(&stock, &item, ids[0], claim).await, None, "it is open and believed");
+        }
+        lives_anew(&stock, &item).await;
+        assert!(stock.take(&item, &call(&[None], true)).await.expect("an answer").shut);
+        let first = claims(&stock, &item, ids[0], Claim::Reopen(None)).await.expect("claimed");
+        assert_eq!((first.by.id.clone(), first.epoch, first.serial), (ids[0].to_string(), Some(epoch), 1));
+        let second = claims(&stock, &item, ids[1], Claim::Reopen(None)).await.expect("another's");
+        assert_eq!(second.by, first.by);
+        // Renewed, it is not who it was seen to be.
+        assert!(is_of(&claims(&stock, &item, ids[0], Claim::Renew(first.life.clone())).await, ids[0]));
+        assert_eq!(claims(&stock, &item, ids[0], Claim::Renew("another:life".into())).await, None);
+        let stale = claims(&stock, &item, ids[1], Claim::Reopen(Some(second.by))).await.expect("another's");
+        assert_eq!((stale.by.id.clone(), stale.by.beat), (ids[0].to_string(), 1));
+        // An operator waits, and comes next.
+        assert!(is_of(&claims(&stock, &item, ids[2], Claim::Restore(None)).await, ids[0]));
+        assert!(is_of(&claims(&stock, &item, ids[0], Claim::Release).await, ids[2]));
+        assert!(is_of(&claims(&stock, &item, ids[1], Claim::Reopen(None)).await, ids[2]));
+        let mine = claims(&stock, &item, ids[2], Claim::Restore(None)).await.expect("claimed");
+        assert!(is_of(&Some(mine.clone()), ids[2]));
+        // Whoever stands still is taken over.
+        assert!(is_of(&claims(&stock, &item, ids[1], Claim::Reopen(Some(mine.by))).await, ids[1]));
+        let late = Opening { id: ids[2], life: mine.life.clone(), term: 1, anew: None };
+        assert!(!stock.open(&item, &late).await.expect("an answer"), "no longer its own");
+        assert!(stock.seed(&item, 5, Uuid::now_v7()).await.is_err());
+        assert!(stock.add(&item, 5).await.is_err(), "what is added now might be lost");
+        // Released to nobody it stays shut, and anybody may claim it.
+        assert!(claims(&stock, &item, ids[1], Claim::Release).await.is_some());
+        assert!(stock.take(&item, &call(&[None], true)).await.expect("an answer").shut);
+        let last = claims(&stock, &item, ids[3], Claim::Reopen(None)).await.expect("claimed");
+        let opening = Opening { id: ids[3], life: last.life, term: 7, anew: None };
+        assert!(stock.open(&item, &opening).await.expect("opened"));
+        let reply = stock.take(&item, &call(&[None], true)).await.expect("taken");
+        assert_eq!((reply.term, reply.serial, reply.taken.map(|batch| batch.term)), (7, 2, Some(7)));
+    }
+
+    /// A doubt, and an operator, claim also what believes itself.
+    #[tokio::test]
+    async fn a_sale_that_believes_itself_is_claimed_in_doubt() {
+        for claim in [Claim::Doubt(None), Claim::Overrule(None)] {
+            let (stock, item) = stock();
+            stock.seed(&item, 5, Uuid::now_v7()).await.expect("seeded");
+            let id = Uuid::now_v7();
+            assert!(is_of(&claims(&stock, &item, id, claim).await, id));
+            assert!(stock.take(&item, &call(&[None], true)).await.expect("an answer").shut);
+        }
+    }
+
+    /// What nothing is known of is not shut for ever by who looked.
+    #[tokio::test]
+    async fn a_claim_to_nothing_is_dropped() {
+        let (stock, item) = stock();
+        let id = Uuid::now_v7();
+        assert!(is_of(&claims(&stock, &item, id, Claim::Restore(None)).await, id));
+        by_hand(&stock, &["SET", &item.key(), "5"]).await;
+        assert!(stock.take(&item, &call(&[None], true)).await.expect("an answer").shut);
+        assert_eq!(claims(&stock, &item, id, Claim::Drop).await, None);
+        assert_eq!(stock.take(&item, &call(&[None], true)).await.expect("taken").left, Some(4));
+    }
+
+    /// Made anew: counter, serial and winners; the sale it had before is kept with the earlier ones.
+    #[tokio::test]
+    async fn a_book_is_made_anew() {
+        let (stock, item) = stock();
+        let (chosen, other) = (Uuid::now_v7(), Uuid::now_v7());
+        stock.seed(&item, 9, other).await.expect("seeded");
+        stock.take(&item, &call(&[None, Some("x")], true)).await.expect("taken");
+        let id = Uuid::now_v7();
+        let life = claims(&stock, &item, id, Claim::Overrule(None)).await.expect("claimed").life;
+        let batch = Batch {
+            id,
+            item: item.clone(),
+            epoch: chosen,
+            term: 0,
+            serial: 1,
+            remaining: 6,
+            at: crate::stock::moment(),
+            attempts: (0..2500)
+                .map(|number| Attempt { order: Uuid::now_v7(), name: Some(format!("k:{number}")) })
+                .collect(),
+        };
+        let winners: Vec<Sale> = batch.sales().collect();
+        stock.prepare(&item, id, &winners[..1200]).await.expect("prepared");
+        stock.prepare(&item, id, &winners[1200..]).await.expect("prepared");
+        let anew = Some(Anew { epoch: chosen, serial: 2500, left: 3 });
+        assert!(stock.open(&item, &Opening { id, life, term: 2, anew }).await.expect("opened"));
+        let reply = stock.take(&item, &call(&[Some("2499"), Some("x"), None], true)).await.expect("taken");
+        assert!(matches!(&reply.outcomes[0], Outcome::Known(known) if known.order == winners[2499].order));
+        assert_eq!((reply.epoch, reply.serial, reply.left), (Some(chosen), 2502, Some(1)));
+        let books = stock.books(&item).await.expect("books");
+        assert_eq!((books[1].epoch, books[1].serial, books[1].left), (other, 2, 7));
+        assert_eq!(by_hand(&stock, &["TTL", &format!("{{{}}}:attempts", item.key())]).await, Value::Int(-1));
+    }
+
+    #[tokio::test]
+    async fn units_are_added_to_what_is_shown() {
+        let (stock, item) = stock();
+        let key = item.key();
+        for (before, after) in [("-5", 200), ("0", 200), ("7", 207)] {
+            by_hand(&stock, &["SET", &key, before]).await;
+            assert_eq!(stock.add(&item, 200).await, Ok(Some(after)), "{before}");
+        }
+        for wrong in ["many", "1.5", "9007199254740991"] {
+            by_hand(&stock, &["SET", &key, wrong]).await;
+            let error = stock.add(&item, 5).await.expect_err(wrong);
+            assert!(matches!(&error, StockError::Refused(why) if why.contains(&key)), "{wrong}: {error}");
+        }
+        by_hand(&stock, &["DEL", &key]).await;
+        by_hand(&stock, &["LPUSH", &key, "1"]).await;
+        assert!(stock.add(&item, 5).await.expect_err("a list").to_string().contains(&key));
+    }
+
+    /// Counters that operators set are found without a client asking first.
+    #[tokio::test]
+    async fn counters_set_by_hand_are_found() {
+        let (stock, item) = stock();
+        by_hand(&stock, &["SET", &item.key(), "9"]).await;
+        let odd = format!("counter:{}X", item.name());
+        by_hand(&stock, &["SET", &odd, "9"]).await;
+        assert!(stock.discover(None).await.expect("looked").contains(&odd));
+        assert!(stock.items().await.expect("items").contains(&item));
+        // Step by step, on from where it was.
+        let (stock, item) = self::stock();
+        by_hand(&stock, &["SET", &item.key(), "9"]).await;
+        let mut steps = 0;
+        while !stock.items().await.expect("items").contains(&item) {
+            stock.discover(Some(1)).await.expect("looked");
+            steps += 1;
+            assert!(steps < 10_000, "not found");
+        }
+        by_hand(&stock, &["DEL", &odd]).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_over_is_forgotten() {
+        let (stock, item) = stock();
+        let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
+        stock.seed(&item, 3, first).await.expect("seeded");
+        stock.seed(&item, 3, second).await.expect("seeded");
+        stock.forget(&item, &[first], true).await.expect("forgotten");
+        let books = stock.books(&item).await.expect("books");
+        assert_eq!(books.iter().map(|book| book.epoch).collect::<Vec<_>>(), [second], "it is on sale");
+        by_hand(&stock, &["DEL", &item.key()]).await;
+        stock.forget(&item, &[], false).await.expect("heard");
+        assert!(stock.items().await.expect("items").contains(&item), "winners may stand in its book");
+        stock.forget(&item, &[], true).await.expect("forgotten");
+        assert!(!stock.items().await.expect("items").contains(&item));
+        assert!(!stock.knows(&item).await.expect("an answer"));
+    }
+
+    /// A connection that the server ended while nobody looked costs nobody an answer.
+    #[tokio::test]
+    async fn idle_connections_that_were_ended_are_not_used() {
+        let (stock, item) = stock();
+        stock.seed(&item, 100, Uuid::now_v7()).await.expect("seeded");
+        let stock = Arc::new(stock);
+        let crowd = async || {
+            let calls: Vec<_> = (0..20)
+                .map(|_| {
+                    let (stock, item) = (Arc::clone(&stock), item.clone());
+                    tokio::spawn(async move { stock.take(&item, &call(&[None], true)).await.is_ok() })
+                })
+                .collect();
+            let mut all = true;
+            for call in calls {
+                all &= call.await.expect("no panic");
+            }
+            all
+        };
+        assert!(crowd().await);
+        let other = RedisStock::new(&std::env::var("SECKILL_REDIS_URL").expect("servers")).expect("a URL");
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        // As `timeout` does it, or a NAT that forgets.
+        for id in stock.link.ids().await {
+            by_hand(&other, &["CLIENT", "KILL", "ID", &id]).await;
+        }
+        assert!(crowd().await, "made anew");
+    }
+
+    /// A master that was demoted is not asked again by its old connections.
+    #[tokio::test]
+    async fn a_read_only_server_loses_its_connections() {
+        let (stock, item) = stock();
+        stock.seed(&item, 100, Uuid::now_v7()).await.expect("seeded");
+        let before = stock.link.ids().await;
+        let demoted = redis::Cmd::new()
+            .arg("EVAL")
+            .arg("return redis.error_reply('READONLY no longer')")
+            .arg(0)
+            .to_owned();
+        let answer: Result<Value, _> = stock.read("by hand", &demoted).await;
+        assert!(matches!(answer, Err(StockError::Refused(_))), "{answer:?}");
+        stock.take(&item, &call(&[None], true)).await.expect("taken");
+        let after = stock.link.ids().await;
+        assert!(before.iter().all(|id| !after.contains(id)), "{before:?} {after:?}");
     }
 
     #[tokio::test]

@@ -22,7 +22,8 @@ end
 if not kind(BOOK, 'hash') then return redis.error_reply('BADKEY ' .. BOOK .. ': not a hash') end
 if not kind(BOOKS, 'hash') then return redis.error_reply('BADKEY ' .. BOOKS .. ': not a hash') end
 
-local run = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
+local run = life()
+if not run then return NO_LIFE end
 local epoch, last, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'run', 'shut'))
 -- Named already, now or before a later one: a call that is late, or sent again.
 if epoch == ARGV[1] or redis.call('HEXISTS', BOOKS, ARGV[1]) == 1 then return 0 end
@@ -31,8 +32,7 @@ if shut or (epoch and last ~= run) then
 end
 -- Of two that are begun at once the later stays, here as in the ledger: names begin with the time.
 if epoch and #epoch == 36 and epoch > ARGV[1] then
-  return redis.error_reply('OUTDATED a newer sale of ' .. COUNTER .. ' runs, ' .. epoch
-    .. '; if nobody began one now, the clock of this machine is behind')
+  return redis.error_reply('OUTDATED another sale of ' .. COUNTER .. ' was begun in the same moment, ' .. epoch)
 end
 local stands = redis.pcall('GET', COUNTER)
 if epoch then
@@ -43,7 +43,8 @@ if epoch then
   redis.call('HSET', BOOKS, epoch, table.concat({ text(serial), text(now), text(seeded + now - left) }, ' '))
 end
 redis.call('SET', COUNTER, ARGV[2])
-redis.call('DEL', ATTEMPTS, BOOK)
+-- Unlinked, not deleted: to free millions of winners takes a second, in which nobody is served.
+redis.call('UNLINK', ATTEMPTS, BOOK)
 redis.call('HSET', BOOK, 'epoch', ARGV[1], 'serial', '0', 'left', ARGV[2], 'seeded', ARGV[2],
   'term', '0', 'run', run)
 return 1

@@ -59,12 +59,14 @@ if type(open) == 'table' then return wrong(OUTBOX, 'not a hash') end
 -- Also when nobody with a name asks: an item is unavailable to all or to none.
 if type(redis.pcall('HLEN', ATTEMPTS)) == 'table' then return wrong(ATTEMPTS, 'not a hash') end
 
--- A Redis that was restarted is not believed until its books were shown to be complete.
-local here = redis.call('INFO', 'server'):match('run_id:(%x+)') or ''
+-- Data that was restarted, replaced or put back is not believed until its books were shown to be
+-- complete.
+local here = life()
+if not here then return NO_LIFE end
 if shut or (epoch and run ~= here) then
   local settled = 8 + 2 * named
   if ARGV[settled] then open = open - redis.call('HDEL', OUTBOX, unpack(ARGV, settled)) end
-  return { -2, epoch or '', term or '0', 0, 0, 0, open, {}, {} }
+  return { -2, epoch or '', term or '0', 0, 0, 0, open, {}, {}, 0 }
 end
 
 local known = {}
@@ -135,4 +137,4 @@ if #names > 0 then redis.call('HSET', ATTEMPTS, unpack(names)) end
 local settled = 8 + 2 * named
 if ARGV[settled] then open = open - redis.call('HDEL', OUTBOX, unpack(ARGV, settled)) end
 
-return { counter and left or -1, epoch or '', term or '0', first, remaining, unnamed, open, outcomes, entries }
+return { counter and left or -1, epoch or '', term or '0', first, remaining, unnamed, open, outcomes, entries, serial or 0 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bolero::{TypeGenerator, check};
 use consumer::ledger::sqlite::SqliteLedger;
-use consumer::ledger::{Ledger as _, Message};
+use consumer::ledger::{Ledger as _, Message, Record};
 use consumer::metrics::Metrics;
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
@@ -206,8 +206,8 @@ fn the_consumer_passes_what_it_cannot_read_and_keeps_it() {
                 );
             }
             // What stands in the books can be read again.
-            for sale in books.ledger.sales().await.unwrap().iter().filter(|sale| sale.epoch == epoch) {
-                books.ledger.winners(&sale.item, epoch).await.unwrap();
+            for sale in books.ledger.sales(None).await.unwrap().iter().filter(|sale| sale.epoch == epoch) {
+                books.ledger.winners(&sale.item, epoch, 0, 1000).await.unwrap();
                 books.ledger.account(&sale.item, epoch).await.unwrap();
             }
         });

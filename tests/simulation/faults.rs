@@ -30,6 +30,10 @@ pub struct Faults {
     pub rollbacks: u64,
     pub wipes: u64,
     pub failovers: u64,
+    pub failbacks: u64,
+    pub rewinds: u64,
+    pub flushes: u64,
+    pub adds: u64,
     pub by_hand: u64,
     pub new_sales: u64,
     pub restores: u64,
@@ -39,7 +43,7 @@ impl Faults {
     /// A random part of all that can go wrong, each as often as chance has it.
     pub fn draw(chance: &mut Chance) -> Self {
         let mut often = |most: u64| if chance.in_thousand(400) { chance.between(1, most) } else { 0 };
-        Self {
+        let mut faults = Self {
             stock_refuses: often(100),
             stock_is_slow: often(300),
             stock_loses_answers: often(60),
@@ -67,7 +71,17 @@ impl Faults {
             by_hand: often(5),
             new_sales: often(2),
             restores: often(2),
+            // Drawn last, so that seeds of before mean what they meant.
+            failbacks: often(2),
+            adds: often(3),
+            ..Self::default()
+        };
+        // Rarer, since what is checked of a run is less once nobody can notice what happened.
+        if chance.in_thousand(150) {
+            faults.rewinds = chance.between(0, 2);
+            faults.flushes = chance.between(0, 1);
         }
+        faults
     }
 }
 
@@ -76,6 +90,18 @@ impl Faults {
 pub enum Mutation {
     /// take.lua does not compare `run`.
     BelieveARestart,
+    /// take.lua compares the process alone, not the history of its data.
+    BelieveAProcess,
+    /// A claim is renewed also in another life of the data.
+    RenewInAnyLife,
+    /// Units are added also while the sale is shut.
+    AddWhileShut,
+    /// The reply does not say how far the book is.
+    HideSerial,
+    /// A term behind the ledger's shuts nothing.
+    IgnoreTerms,
+    /// A conflict in the ledger shuts nothing.
+    IgnoreConflicts,
     /// The consumer's transaction does not read the term.
     NoFence,
     /// What is taken is not kept in the outbox.

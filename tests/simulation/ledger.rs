@@ -21,6 +21,9 @@ pub struct Books {
     pub voids: BTreeSet<(String, Uuid, u64)>,
     pub conflicts: BTreeMap<(i32, i64), (Sale, String)>,
     pub dead_letters: BTreeMap<(i32, i64), String>,
+    /// By sale and term: how many conflicts were accepted, and the newest sale known then.
+    pub restores: BTreeMap<(String, Uuid, u64), (u64, Uuid)>,
+    pub archived: BTreeSet<(String, Uuid)>,
     /// A mutation: terms are not read when posting.
     pub no_fence: bool,
 }
@@ -38,18 +41,20 @@ impl Books {
         self.terms.entry((item.to_owned(), epoch)).or_insert((0, units));
     }
 
-    pub fn raise_term(&mut self, item: &str, epoch: Uuid, from: u64) -> Option<Account> {
-        if self.account(item, epoch).term != from {
-            return None;
-        }
+    pub fn raise_term(&mut self, item: &str, epoch: Uuid, from: u64) -> bool {
         self.begin_sale(item, epoch, 0);
-        self.terms.entry((item.to_owned(), epoch)).and_modify(|(term, _)| *term += 1);
-        Some(self.account(item, epoch))
+        match self.terms.get_mut(&(item.to_owned(), epoch)) {
+            Some((term, _)) if *term == from => {
+                *term += 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Takes back that a sale began, if nothing of it was sold.
     pub fn withdraw_sale(&mut self, item: &str, epoch: Uuid) {
-        if self.serials(item, epoch).is_empty() {
+        if self.orders(item, epoch).is_empty() {
             self.terms.remove(&(item.to_owned(), epoch));
         }
     }
@@ -57,25 +62,67 @@ impl Books {
     pub fn account(&self, item: &str, epoch: Uuid) -> Account {
         let (term, units) = self.terms.get(&(item.to_owned(), epoch)).copied().unwrap_or_default();
         let of = |sale: &Sale| sale.item == item && sale.epoch == epoch;
-        let rows: Vec<&Sale> = self.rows.values().map(|row| &row.sale).filter(|sale| of(sale)).collect();
-        let void = self.voids.iter().filter(|(of, sale, _)| of == item && *sale == epoch).count();
-        let last = rows.iter().max_by_key(|sale| sale.serial);
+        let last =
+            self.rows.values().map(|row| &row.sale).filter(|sale| of(sale)).max_by_key(|sale| sale.serial);
+        let (accepted, decided) = self.decided(item, epoch);
+        let newest = self.newest().get(item).copied().filter(|newest| *newest > decided.max(epoch));
         Account {
             term,
-            accounted: (rows.len() + void) as u64,
             highest: last.map_or(0, |sale| sale.serial),
+            void_upto: self.voids(item, epoch).last().copied().unwrap_or(0),
             remaining: last.map_or(units, |sale| sale.remaining),
-            outdated: self.terms.keys().any(|(of, sale)| of == item && *sale > epoch)
-                || self.rows.values().any(|row| row.sale.item == item && row.sale.epoch > epoch),
+            newer: newest,
+            disputed: self.in_conflict(item, epoch).saturating_sub(accepted),
         }
     }
 
-    pub fn serials(&self, item: &str, epoch: Uuid) -> Vec<u64> {
-        let rows = self.rows.values().filter(|row| row.sale.item == item && row.sale.epoch == epoch);
-        let voids = self.voids.iter().filter(|(of, sale, _)| of == item && *sale == epoch);
-        let serials: BTreeSet<u64> =
-            rows.map(|row| row.sale.serial).chain(voids.map(|(_, _, serial)| *serial)).collect();
-        serials.into_iter().collect()
+    fn in_conflict(&self, item: &str, epoch: Uuid) -> u64 {
+        let its = |sale: &Sale| sale.item == item && sale.epoch == epoch;
+        self.conflicts.values().filter(|(sale, reason)| its(sale) && reason != "late").count() as u64
+    }
+
+    /// Conflicts accepted, and the newest sale that this one goes on instead of.
+    fn decided(&self, item: &str, epoch: Uuid) -> (u64, Uuid) {
+        let its = self.restores.iter().filter(|((of, sale, _), _)| of == item && *sale == epoch);
+        its.fold((0, Uuid::nil()), |(conflicts, newest), (_, known)| {
+            (known.0.max(conflicts), known.1.max(newest))
+        })
+    }
+
+    pub fn restored(&mut self, item: &str, epoch: Uuid, term: u64) {
+        let newest = self.newest().get(item).copied().unwrap_or(epoch).max(epoch);
+        let conflicts = self.in_conflict(item, epoch);
+        self.restores.entry((item.to_owned(), epoch, term)).or_insert((conflicts, newest));
+    }
+
+    pub fn disputed(&self) -> Vec<(String, Uuid)> {
+        let sales: BTreeSet<(String, Uuid)> =
+            self.conflicts.values().map(|(sale, _)| (sale.item.clone(), sale.epoch)).collect();
+        let disputed =
+            |(item, epoch): &(String, Uuid)| self.in_conflict(item, *epoch) > self.decided(item, *epoch).0;
+        sales.into_iter().filter(disputed).collect()
+    }
+
+    pub fn newest(&self) -> BTreeMap<String, Uuid> {
+        let mut newest = BTreeMap::new();
+        let sold = self.rows.values().map(|row| (row.sale.item.clone(), row.sale.epoch));
+        for (item, epoch) in self.terms.keys().cloned().chain(sold) {
+            let known = newest.entry(item).or_insert(epoch);
+            *known = epoch.max(*known);
+        }
+        newest
+    }
+
+    /// Serials and orders, ascending.
+    pub fn orders(&self, item: &str, epoch: Uuid) -> Vec<(u64, Uuid)> {
+        let from = (item.to_owned(), epoch, 0);
+        let its = self.units.range(from..).take_while(|((of, sale, _), _)| of == item && *sale == epoch);
+        its.map(|((.., serial), order)| (*serial, *order)).collect()
+    }
+
+    pub fn voids(&self, item: &str, epoch: Uuid) -> Vec<u64> {
+        let its = self.voids.iter().filter(|(of, sale, _)| of == item && *sale == epoch);
+        its.map(|(.., serial)| *serial).collect()
     }
 
     pub fn winners(&self, item: &str, epoch: Uuid) -> Vec<Sale> {
@@ -92,17 +139,13 @@ impl Books {
         names.extend(self.voids.iter().map(|(item, epoch, _)| (item.clone(), *epoch)));
         names
             .into_iter()
-            .map(|(item, epoch)| {
-                let account = self.account(&item, epoch);
-                let void = self.voids.iter().filter(|(of, sale, _)| *of == item && *sale == epoch).count();
-                SaleRecord {
-                    epoch,
-                    recorded: account.accounted - void as u64,
-                    void: void as u64,
-                    highest: account.highest,
-                    doubled: Vec::new(),
-                    item,
-                }
+            .filter(|sale| !self.archived.contains(sale))
+            .map(|(item, epoch)| SaleRecord {
+                epoch,
+                highest: self.account(&item, epoch).highest,
+                conflicts: self.in_conflict(&item, epoch),
+                doubled: Vec::new(),
+                item,
             })
             .collect()
     }

@@ -1,11 +1,14 @@
-//! The simulated Redis: what take, seed, shut and open do, over a value that can be copied.
+//! The simulated Redis: what the scripts do, over a value that can be copied.
 //!
-//! A copy is a snapshot. A restart changes `run`; what it keeps is for the run to choose.
+//! A copy is a snapshot. A restart changes `life`; what it keeps is for the run to choose.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use consumer::sale::Sale;
 use seckill::item::Item;
-use seckill::stock::{Batch, Book, Call, Known, Opening, Outbox, Outcome, Reply, Shut, Shutting, StockError};
+use seckill::stock::{
+    Batch, Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply, StockError,
+};
 use uuid::Uuid;
 
 use crate::faults::Mutation;
@@ -13,9 +16,22 @@ use crate::faults::Mutation;
 /// All of it.
 #[derive(Debug, Clone, Default)]
 pub struct Redis {
-    pub run: String,
+    pub life: Life,
     pub items: BTreeSet<Item>,
     pub shelves: BTreeMap<Item, Shelf>,
+}
+
+/// A process, and the history of its data.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Life {
+    pub process: u64,
+    pub history: u64,
+}
+
+impl std::fmt::Display for Life {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.process, self.history)
+    }
 }
 
 /// The keys of one item.
@@ -26,6 +42,8 @@ pub struct Shelf {
     pub books: BTreeMap<Uuid, Earlier>,
     pub outbox: BTreeMap<Uuid, Batch>,
     pub attempts: BTreeMap<String, Record>,
+    /// `{K}:attempts:ID`.
+    pub prepared: BTreeMap<Uuid, BTreeMap<String, Record>>,
 }
 
 /// `{K}:book`. Without an epoch there is no sale; it may be shut all the same.
@@ -36,8 +54,19 @@ pub struct Hash {
     pub left: u64,
     pub seeded: i64,
     pub term: u64,
-    pub run: Option<String>,
+    pub run: Option<Life>,
     pub shut: Option<String>,
+    pub beat: u64,
+    pub next: Option<String>,
+}
+
+/// Whether a book of this life is believed in that one.
+pub fn believed(book: &Hash, here: &Life, mutation: Option<Mutation>) -> bool {
+    match (&book.run, mutation) {
+        (_, Some(Mutation::BelieveARestart)) => true,
+        (Some(run), Some(Mutation::BelieveAProcess)) => run.process == here.process,
+        (run, _) => run.as_ref() == Some(here),
+    }
 }
 
 /// One of `{K}:books`.
@@ -76,17 +105,18 @@ impl Redis {
         mutation: Option<Mutation>,
         reused: Option<Uuid>,
     ) -> Result<Reply, StockError> {
-        let run = self.run.clone();
+        let here = self.life.clone();
         let shelf = self.shelf(item);
         let stands = shelf.stands();
-        let believed =
-            shelf.book.run.as_deref() == Some(&*run) || mutation == Some(Mutation::BelieveARestart);
+        let believed = believed(&shelf.book, &here, mutation);
         if shelf.book.shut.is_some() || (shelf.book.epoch.is_some() && !believed) {
             for batch in &call.settled {
                 shelf.outbox.remove(batch);
             }
             return Ok(Reply {
                 epoch: shelf.book.epoch,
+                term: shelf.book.term,
+                serial: 0,
                 left: None,
                 open: shelf.outbox.len() as u64,
                 shut: true,
@@ -104,7 +134,7 @@ impl Redis {
                 epoch: Some(offer),
                 left: stands,
                 seeded: stands as i64,
-                run: Some(run.clone()),
+                run: Some(here.clone()),
                 ..Hash::default()
             };
         } else if shelf.book.epoch.is_some() && stands != shelf.book.left {
@@ -199,6 +229,8 @@ impl Redis {
         }
         Ok(Reply {
             epoch: shelf.book.epoch,
+            term: shelf.book.term,
+            serial: shelf.book.serial,
             left: shelf.counter.map(|_| shelf.book.left),
             open: shelf.outbox.len() as u64,
             shut: false,
@@ -211,13 +243,12 @@ impl Redis {
     /// seed.lua. Whether a sale was begun.
     pub fn seed(&mut self, item: &Item, units: u64, epoch: Uuid) -> Result<bool, StockError> {
         self.items.insert(item.clone());
-        let run = self.run.clone();
+        let here = self.life.clone();
         let shelf = self.shelf(item);
         if shelf.book.epoch == Some(epoch) || shelf.books.contains_key(&epoch) {
             return Ok(false);
         }
-        if shelf.book.shut.is_some()
-            || (shelf.book.epoch.is_some() && shelf.book.run.as_deref() != Some(&*run))
+        if shelf.book.shut.is_some() || (shelf.book.epoch.is_some() && shelf.book.run.as_ref() != Some(&here))
         {
             return Err(StockError::Refused("SHUT".into()));
         }
@@ -231,92 +262,181 @@ impl Redis {
         }
         shelf.counter = Some(units as i64);
         shelf.attempts.clear();
-        shelf.book =
-            Hash { epoch: Some(epoch), left: units, seeded: units as i64, run: Some(run), ..Hash::default() };
+        shelf.book = Hash {
+            epoch: Some(epoch),
+            left: units,
+            seeded: units as i64,
+            run: Some(here),
+            ..Hash::default()
+        };
         Ok(true)
     }
 
-    /// shut.lua.
-    pub fn shut(&mut self, item: &Item, id: Uuid, why: Shutting) -> Option<Shut> {
-        let here = self.run.clone();
+    /// add.lua. The counter before and after.
+    pub fn add(
+        &mut self,
+        item: &Item,
+        units: u64,
+        mutation: Option<Mutation>,
+    ) -> Result<Option<(u64, u64)>, StockError> {
+        let here = self.life.clone();
+        let shelf = self.shelf(item);
+        let shut = shelf.book.shut.is_some()
+            || (shelf.book.epoch.is_some() && shelf.book.run.as_ref() != Some(&here));
+        if shut && mutation != Some(Mutation::AddWhileShut) {
+            return Err(StockError::Refused("SHUT".into()));
+        }
+        if shelf.counter.is_none() {
+            return Ok(None);
+        }
+        let before = shelf.stands();
+        shelf.counter = Some((before + units) as i64);
+        Ok(Some((before, before + units)))
+    }
+
+    /// claim.lua.
+    pub fn claim(
+        &mut self,
+        item: &Item,
+        id: Uuid,
+        claim: Claim,
+        mutation: Option<Mutation>,
+    ) -> Option<Claimed> {
+        const FREE: &str = "free";
+        let here = self.life.clone();
+        let id = id.to_string();
         let book = &mut self.shelf(item).book;
-        let believed = book.epoch.is_none() || book.run.as_deref() == Some(&*here);
-        // An open sale that is believed is left alone; without a book only a restore shuts.
-        if book.shut.is_none() && book.epoch.is_some() && believed {
+        let owner = |book: &Hash| book.shut.clone().map(|id| Owner { id, beat: book.beat });
+        let overrules = matches!(claim, Claim::Doubt(_) | Claim::Overrule(_));
+        let (from, waits) = match claim {
+            Claim::Renew(life) => {
+                let same = life == here.to_string() || mutation == Some(Mutation::RenewInAnyLife);
+                if book.shut.as_ref() != Some(&id) || !same {
+                    return None;
+                }
+                book.beat += 1;
+                return Some(self.claimed(item));
+            }
+            Claim::Release | Claim::Drop => {
+                if book.shut.as_ref() != Some(&id) {
+                    return None;
+                }
+                if claim == Claim::Drop && book.epoch.is_none() && book.next.is_none() {
+                    *book = Hash::default();
+                    return None;
+                }
+                book.shut = Some(book.next.take().unwrap_or_else(|| FREE.to_owned()));
+                book.beat = 0;
+                return Some(self.claimed(item));
+            }
+            Claim::Reopen(_) if book.shut.is_none() && book.epoch.is_none() => return None,
+            Claim::Reopen(from) | Claim::Doubt(from) => (from, false),
+            Claim::Restore(from) | Claim::Overrule(from) => (from, true),
+        };
+        if !overrules && book.shut.is_none() && book.epoch.is_some() && believed(book, &here, mutation) {
             return None;
         }
-        let from = match why {
-            Shutting::Reopen(_) if book.shut.is_none() && book.epoch.is_none() => return None,
-            Shutting::Reopen(from) => from.map(|from| from.to_string()),
-            Shutting::Restore => book.shut.clone(),
-        };
-        if book.shut.is_none() || book.shut == from {
-            book.shut = Some(id.to_string());
+        let free =
+            book.shut.is_none() || book.shut.as_deref() == Some(FREE) || book.shut.as_ref() == Some(&id);
+        if free || (from.is_some() && owner(book) == from) {
+            (book.shut, book.beat) = (Some(id.clone()), 0);
+            book.next.take_if(|next| *next == id);
+        } else if waits {
+            book.next = Some(id);
         }
-        Some(Shut {
-            by: book.shut.clone().unwrap_or_default(),
-            run: here,
+        Some(self.claimed(item))
+    }
+
+    fn claimed(&mut self, item: &Item) -> Claimed {
+        let life = self.life.to_string();
+        let book = &self.shelf(item).book;
+        Claimed {
+            by: Owner { id: book.shut.clone().unwrap_or_default(), beat: book.beat },
+            life,
             epoch: book.epoch,
             serial: book.serial,
-        })
+        }
+    }
+
+    pub fn prepare(&mut self, item: &Item, id: Uuid, winners: &[Sale]) {
+        let prepared = self.shelf(item).prepared.entry(id).or_default();
+        for sale in winners {
+            let record = Record { order: sale.order, remaining: sale.remaining, batch: Uuid::nil() };
+            prepared.extend(sale.attempt.clone().map(|name| (name, record)));
+        }
     }
 
     /// open.lua.
     pub fn open(&mut self, item: &Item, opening: &Opening) -> bool {
-        let here = self.run.clone();
+        let here = self.life.clone();
         let shelf = self.shelf(item);
-        if shelf.book.shut != Some(opening.id.to_string()) || here != opening.run {
+        if shelf.book.shut != Some(opening.id.to_string()) || here.to_string() != opening.life {
             return false;
         }
         if let Some(anew) = &opening.anew {
+            if let Some(epoch) = shelf.book.epoch.filter(|epoch| *epoch != anew.epoch) {
+                let Hash { serial, left, seeded, .. } = shelf.book;
+                shelf.books.insert(epoch, Earlier { serial, left, seeded });
+            }
+            shelf.books.remove(&anew.epoch);
             shelf.book.epoch = Some(anew.epoch);
             shelf.book.serial = anew.serial;
             shelf.book.left = anew.left;
             shelf.book.seeded = (anew.serial + anew.left) as i64;
             shelf.counter = Some(anew.left as i64);
-            shelf.attempts = anew
-                .winners
-                .iter()
-                .filter_map(|sale| {
-                    let record = Record { order: sale.order, remaining: sale.remaining, batch: Uuid::nil() };
-                    Some((sale.attempt.clone()?, record))
-                })
-                .collect();
+            shelf.attempts = shelf.prepared.remove(&opening.id).unwrap_or_default();
         }
         shelf.outbox.clear();
         shelf.book.run = Some(here);
         shelf.book.term = opening.term;
-        shelf.book.shut = None;
+        (shelf.book.shut, shelf.book.beat, shelf.book.next) = (None, 0, None);
         true
     }
 
-    pub fn outbox(&mut self, item: &Item) -> Outbox {
-        Outbox { batches: self.shelf(item).outbox.values().cloned().collect(), unreadable: Vec::new() }
+    pub fn outbox(&mut self, item: &Item) -> Vec<EntryName> {
+        self.shelf(item).outbox.keys().map(|id| id.to_string().into_bytes()).collect()
+    }
+
+    pub fn entries(&mut self, item: &Item, names: &[EntryName]) -> Entries {
+        let outbox = &self.shelf(item).outbox;
+        let batch = |name: &EntryName| outbox.get(&Uuid::try_parse_ascii(name).ok()?).cloned();
+        Entries { batches: names.iter().filter_map(batch).collect(), unreadable: Vec::new() }
     }
 
     pub fn books(&mut self, item: &Item) -> Vec<Book> {
-        let here = self.run.clone();
+        let here = self.life.clone();
         let shelf = self.shelf(item);
         let now = shelf.stands();
         let shut = shelf.book.shut.is_some()
-            || (shelf.book.epoch.is_some() && shelf.book.run.as_deref() != Some(&*here));
+            || (shelf.book.epoch.is_some() && shelf.book.run.as_ref() != Some(&here));
         let mut books = Vec::new();
         if let Some(epoch) = shelf.book.epoch {
             let seeded = shelf.book.seeded + now as i64 - shelf.book.left as i64;
             books.push(Book {
                 epoch,
+                term: shelf.book.term,
                 serial: shelf.book.serial,
                 left: now,
                 seeded: u64::try_from(seeded).unwrap_or(0),
                 on_sale: shelf.counter.is_some(),
                 shut,
             });
-        } else if shelf.counter.is_some() {
-            books.push(Book { epoch: Uuid::nil(), serial: 0, left: now, seeded: now, on_sale: true, shut });
+        } else if shelf.counter.is_some() || shut {
+            let on_sale = shelf.counter.is_some();
+            books.push(Book {
+                epoch: Uuid::nil(),
+                term: 0,
+                serial: 0,
+                left: now,
+                seeded: now,
+                on_sale,
+                shut,
+            });
         }
         for (epoch, earlier) in &shelf.books {
             books.push(Book {
                 epoch: *epoch,
+                term: 0,
                 serial: earlier.serial,
                 left: earlier.left,
                 seeded: u64::try_from(earlier.seeded).unwrap_or(0),

@@ -17,7 +17,9 @@ use seckill::item::Item;
 use seckill::journal::Journal;
 use seckill::metrics::Metrics;
 use seckill::outbox::Announcer;
-use seckill::reopen::{self, Reopener, Restoration, SETTLED_AFTER};
+use seckill::reopen::Reopener;
+use seckill::restore::{Restoration, Wish, restore};
+use seckill::settle::SETTLED_AFTER;
 use seckill::shop::{OrderStatus, Purchase, Shop};
 use seckill::stock::{Attempt, Stock};
 use seckill::world::{Kind, World};
@@ -63,6 +65,17 @@ pub struct Told {
     pub last: bool,
 }
 
+/// How Redis loses something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loss {
+    /// Another process has an older state.
+    Restart,
+    /// The same process has another's state, with another history.
+    Failback,
+    /// The same process has an older state, and says nothing of it.
+    Unseen,
+}
+
 /// One node's parts.
 struct Process {
     node: Arc<Node>,
@@ -80,6 +93,8 @@ pub struct Run {
     pub by_hand: Mutex<bool>,
     /// Redis lost something.
     pub lossy: Mutex<bool>,
+    /// When its data went back last, and nothing said so.
+    pub rewound: Mutex<Option<Instant>>,
     /// The sales of which an operator was told that they began.
     pub begun: Mutex<BTreeSet<(Item, Uuid)>>,
     /// Orders that were looked up, and how far they were said to be.
@@ -137,6 +152,7 @@ pub fn run(seed: u64, mutation: Option<Mutation>, tracing: bool) -> Outcome {
             fatal: Mutex::default(),
             by_hand: Mutex::default(),
             lossy: Mutex::default(),
+            rewound: Mutex::default(),
             begun: Mutex::default(),
             looked_up: Mutex::default(),
         });
@@ -391,14 +407,56 @@ impl Run {
                 sleep(when).await;
                 let kept = run.sim.state().redis.clone();
                 sleep(later).await;
-                run.roll_back(kept, &format!("rolled back by {} ms", later.as_millis()));
+                run.roll_back(kept, Loss::Restart, &format!("rolled back by {} ms", later.as_millis()));
+            });
+        }
+        for _ in 0..faults.failbacks {
+            let far = if at(1).is_zero() { 500 } else { 5000 };
+            let (run, when, later) = (Arc::clone(self), at(ms), at(far));
+            tasks.spawn(async move {
+                sleep(when).await;
+                let kept = run.sim.state().redis.clone();
+                sleep(later).await;
+                let what = format!("demoted and promoted again, {} ms back", later.as_millis());
+                run.roll_back(kept, Loss::Failback, &what);
+            });
+        }
+        for _ in 0..faults.rewinds {
+            let far = if at(1).is_zero() { 500 } else { 5000 };
+            let (run, when, later) = (Arc::clone(self), at(ms), at(far));
+            tasks.spawn(async move {
+                sleep(when).await;
+                let kept = run.sim.state().redis.clone();
+                sleep(later).await;
+                *run.rewound.lock().expect("not poisoned") = Some(Instant::now());
+                run.roll_back(kept, Loss::Unseen, &format!("put back by {} ms", later.as_millis()));
+            });
+        }
+        for _ in 0..faults.flushes {
+            let (run, when) = (Arc::clone(self), at(ms));
+            tasks.spawn(async move {
+                sleep(when).await;
+                *run.rewound.lock().expect("not poisoned") = Some(Instant::now());
+                run.roll_back(Redis::default(), Loss::Unseen, "flushed");
+            });
+        }
+        for _ in 0..faults.adds {
+            let (run, when, units) = (Arc::clone(self), at(ms), at(5).as_millis() as u64);
+            let item = items[at(1000).as_millis() as usize % items.len()].clone();
+            tasks.spawn(async move {
+                sleep(when).await;
+                let node = Node::new(&run.sim, "add");
+                // What is put on sale then is more than the sale began with.
+                *run.by_hand.lock().expect("not poisoned") = true;
+                let added = world(&node).add(&item, units).await;
+                run.sim.log(|_| format!("operator: seed --add {units} of {item}: {added:?}"));
             });
         }
         for _ in 0..faults.wipes {
             let (run, when) = (Arc::clone(self), at(ms));
             tasks.spawn(async move {
                 sleep(when).await;
-                run.roll_back(Redis::default(), "wiped");
+                run.roll_back(Redis::default(), Loss::Restart, "wiped");
             });
         }
         for _ in 0..faults.failovers {
@@ -498,11 +556,14 @@ impl Run {
         }
     }
 
-    fn roll_back(&self, kept: Redis, what: &str) {
+    fn roll_back(&self, kept: Redis, loss: Loss, what: &str) {
         *self.lossy.lock().expect("not poisoned") = true;
         let mut state = self.sim.state();
         let before = state.redis.clone();
         for (item, shelf) in &before.shelves {
+            if loss == Loss::Unseen {
+                *state.rounds.entry(item.clone()).or_default() += 1;
+            }
             let epochs = shelf.book.epoch.into_iter().chain(shelf.books.keys().copied());
             state.hurt.extend(epochs.chain(shelf.outbox.values().map(|batch| batch.epoch)));
             let now = kept.shelves.get(item);
@@ -521,7 +582,11 @@ impl Run {
             kept.shelves.get(item).is_none_or(|now| now.book.epoch.is_none() && now.counter.is_none())
         };
         state.wiped.retain(empty);
-        state.restart(kept);
+        match loss {
+            Loss::Restart => state.restart(kept),
+            Loss::Failback => state.fail_back(kept),
+            Loss::Unseen => state.replace(kept),
+        }
         drop(state);
         self.sim.log(|state| {
             let shelves: Vec<String> = state
@@ -549,7 +614,7 @@ impl Run {
         self.sim.log(|_| "redis: the replica hears nothing".into());
         sleep(MAX_LAG + later).await;
         let old = self.sim.state().redis.clone();
-        self.roll_back(kept, "failed over");
+        self.roll_back(kept, Loss::Restart, "failed over");
         let names: Vec<String> = self.nodes().iter().map(|process| process.node.name.clone()).collect();
         {
             let mut state = self.sim.state();
@@ -612,7 +677,7 @@ impl Run {
         let node = Node::new(&self.sim, "restore");
         let world = world(&node);
         self.sim.log(|_| format!("operator: restore {item}"));
-        let done = tokio::time::timeout(dies, reopen::restore(&world, item, None, true)).await;
+        let done = tokio::time::timeout(dies, restore(&world, item, Wish::default(), true)).await;
         node.kill();
         self.sim.log(|_| format!("operator: restore {item}: {done:?}"));
         done.ok()?.ok()
@@ -655,7 +720,8 @@ impl Run {
         for order in orders.into_iter().filter(|_| asks) {
             let found = self.look_up(0, order).await;
             let recorded = self.sim.state().books.rows.contains_key(&order);
-            if recorded != (found == Some(OrderStatus::Recorded)) {
+            let aside = self.sim.state().books.conflicts.values().any(|(sale, _)| sale.order == order);
+            if !aside && recorded != (found == Some(OrderStatus::Recorded)) {
                 return vec![format!("an order is said to be {found:?}, recorded: {recorded}")];
             }
         }
@@ -692,10 +758,10 @@ impl Run {
     fn unrest(&self, items: &[Item]) -> (Option<String>, Option<Item>) {
         let mut state = self.sim.state();
         for item in items {
-            let run = state.redis.run.clone();
+            let here = state.redis.life.clone();
             let wiped = state.wiped.contains(item);
             let shelf = state.redis.shelf(item);
-            let believed = shelf.book.epoch.is_none() || shelf.book.run.as_deref() == Some(&*run);
+            let believed = shelf.book.epoch.is_none() || shelf.book.run.as_ref() == Some(&here);
             if shelf.book.shut.is_some() || !believed {
                 return (Some(format!("{item} is shut")), Some(item.clone()));
             }

@@ -4,19 +4,22 @@
 //! node has faces of its own: those of a dead node never answer again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use consumer::ledger::{
-    Account, Batch as Posting, Checkpoint, Faults as Aside, Ledger, LedgerError, Message, Posted, SaleRecord,
-    post,
+    Account, Batch as Posting, Checkpoint, Closed, Faults as Aside, Ledger, LedgerError, Message, Page,
+    Posted, Record, Restored, SaleRecord, post,
 };
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
 use seckill::item::Item;
 use seckill::journal::{Delivery, Journal, Receipt};
-use seckill::stock::{Batch, Book, Call, Opening, Outbox, Reply, Shut, Shutting, Stock, StockError};
+use seckill::stock::{
+    Batch, Book, Call, Claim, Claimed, Entries, EntryName, Opening, Reply, Stock, StockError,
+};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -24,7 +27,7 @@ use uuid::Uuid;
 use crate::chance::Chance;
 use crate::faults::{Faults, Mutation};
 use crate::ledger::Books;
-use crate::redis::Redis;
+use crate::redis::{Life, Redis};
 
 pub const TOPIC: &str = "CAR_NUMBER";
 /// The client gives up then, as the real one does.
@@ -38,7 +41,7 @@ pub struct State {
     pub chance: Chance,
     pub faults: Faults,
     pub redis: Redis,
-    pub runs: u64,
+    pub lives: u64,
     /// Since when the replica of the master hears nothing of it.
     pub cut_off: Option<Instant>,
     /// The old master, after a failover, and until when which node speaks to it.
@@ -53,6 +56,16 @@ pub struct State {
     pub in_air: u64,
     /// Units on sale by what the operator did, net of what was withdrawn.
     pub granted: BTreeMap<Item, i64>,
+    /// Units added while the sale was shut.
+    pub added_while_shut: BTreeMap<Item, u64>,
+    /// What broke where it can be seen at once.
+    pub seen_wrong: Vec<String>,
+    /// The furthest state that each node heard of a sale: term and serial.
+    pub heard: BTreeMap<(String, Uuid), (u64, u64)>,
+    /// Orders that a node took from books behind what it had heard.
+    pub taken_behind: BTreeSet<Uuid>,
+    /// When the first conflict of a sale was recorded.
+    pub disputed_at: BTreeMap<Uuid, Instant>,
     /// Sales that a server lost something of.
     pub hurt: BTreeSet<Uuid>,
     /// Attempts whose record a wipe or a new sale took away, by item: a new round begins.
@@ -98,12 +111,12 @@ impl Sim {
         let mut chance = Chance::new(seed);
         let faults = Faults::draw(&mut chance);
         let partitions = chance.between(1, 3) as usize;
-        let redis = Redis { run: "run0".into(), ..Redis::default() };
+        let redis = Redis::default();
         let state = State {
             chance,
             faults,
             redis,
-            runs: 0,
+            lives: 0,
             cut_off: None,
             old: None,
             loyal: BTreeMap::new(),
@@ -114,6 +127,11 @@ impl Sim {
             journal_down_until: None,
             in_air: 0,
             granted: BTreeMap::new(),
+            added_while_shut: BTreeMap::new(),
+            seen_wrong: Vec::new(),
+            heard: BTreeMap::new(),
+            taken_behind: BTreeSet::new(),
+            disputed_at: BTreeMap::new(),
             hurt: BTreeSet::new(),
             rounds: BTreeMap::new(),
             wiped: BTreeSet::new(),
@@ -169,27 +187,38 @@ impl State {
         *self.granted.entry(item.clone()).or_default() += after as i64 - before as i64;
     }
 
+    /// Notes what a reply tells a node, and what it takes though the node knows better.
+    fn hears(&mut self, node: &str, reply: &Reply) {
+        let Some(epoch) = reply.epoch.filter(|_| !reply.shut) else { return };
+        let now = (reply.term, reply.serial);
+        let heard = self.heard.entry((node.to_owned(), epoch)).or_insert(now);
+        if now < *heard && now.0 == heard.0 {
+            let taken = reply.taken.iter().flat_map(|batch| &batch.attempts);
+            self.taken_behind.extend(taken.map(|attempt| attempt.order));
+        }
+        *heard = now.max(*heard);
+    }
+
     /// Whether this node still speaks to the old master.
     fn loyal(&self, node: &str) -> bool {
         self.old.is_some() && self.loyal.get(node).is_some_and(|until| Instant::now() < *until)
     }
 
-    /// The life of the Redis that this node speaks to.
-    fn run_seen_by(&self, node: &str) -> String {
-        let redis = self.old.as_ref().filter(|_| self.loyal(node)).unwrap_or(&self.redis);
-        redis.run.clone()
+    /// The process that this node speaks to.
+    fn process_seen_by(&self, node: &str) -> u64 {
+        self.old.as_ref().filter(|_| self.loyal(node)).unwrap_or(&self.redis).life.process
     }
 
-    /// Does a node's work on the Redis that it speaks to, if that is still `run`.
+    /// Does a node's work on the Redis that it speaks to, if that is still `process`.
     fn work<T>(
         &mut self,
         node: &str,
-        run: &str,
+        process: u64,
         mutation: Option<Mutation>,
         work: impl FnOnce(&mut Self) -> Result<T, StockError>,
     ) -> Option<Result<T, StockError>> {
         let loyal = self.loyal(node);
-        if self.run_seen_by(node) != run {
+        if self.process_seen_by(node) != process {
             return None;
         }
         let alone =
@@ -208,10 +237,21 @@ impl State {
         Some(done)
     }
 
-    /// Another life of Redis, with what it kept.
+    /// Another process, with what it kept.
     pub fn restart(&mut self, kept: Redis) {
-        self.runs += 1;
-        self.redis = Redis { run: format!("run{}", self.runs), ..kept };
+        self.lives += 1;
+        self.redis = Redis { life: Life { process: self.lives, history: self.lives }, ..kept };
+    }
+
+    /// The same process, demoted to a replica of another, and promoted again: it has the other's data.
+    pub fn fail_back(&mut self, kept: Redis) {
+        self.lives += 1;
+        self.redis = Redis { life: Life { process: self.redis.life.process, history: self.lives }, ..kept };
+    }
+
+    /// Nothing says that the data is another: a backup was put in, or all was emptied.
+    pub fn replace(&mut self, kept: Redis) {
+        self.redis = Redis { life: self.redis.life.clone(), ..kept };
     }
 }
 
@@ -259,9 +299,9 @@ impl Node {
         if silent.is_some_and(|until| Instant::now() < until) {
             return Err(StockError::Refused("redis does not answer".into()));
         }
-        let (there, back, refused, run) = {
+        let (there, back, refused, process) = {
             let mut state = self.sim.state();
-            let run = state.run_seen_by(&self.name);
+            let process = state.process_seen_by(&self.name);
             let mut there = state.ms(0, 2);
             let mut back = state.ms(0, 2);
             if state.of(|faults| faults.stock_is_slow) {
@@ -273,7 +313,7 @@ impl Node {
             if state.of(|faults| faults.stock_loses_answers) {
                 back = REPLY_WITHIN;
             }
-            (there, back, state.of(|faults| faults.stock_refuses), run)
+            (there, back, state.of(|faults| faults.stock_refuses), process)
         };
         if refused {
             return Err(StockError::Refused("refused".into()));
@@ -290,7 +330,7 @@ impl Node {
             sleep(there).await;
             let done = {
                 let mut state = self.sim.state();
-                state.work(&self.name, &run, self.sim.mutation, work)
+                state.work(&self.name, process, self.sim.mutation, work)
             };
             sleep(back).await;
             self.here().await;
@@ -307,7 +347,7 @@ impl Node {
             sleep(there).await;
             let mut state = sim.state();
             state.in_air -= 1;
-            if state.work(&name, &run, sim.mutation, work).is_some() {
+            if state.work(&name, process, sim.mutation, work).is_some() {
                 drop(state);
                 sim.log(|_| format!("{name}: {what}: done, and nobody hears of it"));
             }
@@ -367,11 +407,18 @@ impl Stock for Face {
             let sim = Arc::clone(&node.sim);
             async move {
                 let name = node.name.clone();
+                let seller = name.clone();
                 let noted = call.clone();
                 let reply = node
                     .ask("take", move |state| {
                         let reused = state.reused.get(&item).copied();
-                        let reply = state.redis.take(&item, &call, mutation, reused);
+                        let mut reply = state.redis.take(&item, &call, mutation, reused);
+                        if let Ok(reply) = &mut reply {
+                            state.hears(&seller, reply);
+                            if mutation == Some(Mutation::HideSerial) {
+                                reply.serial = u64::MAX;
+                            }
+                        }
                         if let Some(epoch) = state.redis.shelf(&item).book.epoch {
                             state.reused.insert(item.clone(), epoch);
                         }
@@ -420,9 +467,14 @@ impl Stock for Face {
         }
     }
 
-    async fn outbox(&self, item: &Item) -> Result<Outbox, StockError> {
+    async fn outbox(&self, item: &Item) -> Result<Vec<EntryName>, StockError> {
         let item = item.clone();
         self.0.ask("outbox", move |state| Ok(state.redis.outbox(&item))).await
+    }
+
+    async fn entries(&self, item: &Item, names: &[EntryName]) -> Result<Entries, StockError> {
+        let (item, names) = (item.clone(), names.to_vec());
+        self.0.ask("entries", move |state| Ok(state.redis.entries(&item, &names))).await
     }
 
     async fn items(&self) -> Result<Vec<Item>, StockError> {
@@ -465,36 +517,53 @@ impl Stock for Face {
     }
 
     async fn add(&self, item: &Item, units: u64) -> Result<Option<u64>, StockError> {
-        let item = item.clone();
+        let (item, mutation) = (item.clone(), self.0.sim.mutation);
         self.0
             .ask("add", move |state| {
-                if state.redis.shelf(&item).counter.is_none() {
-                    return Ok(None);
+                let shut = state.redis.books(&item).first().is_some_and(|book| book.shut);
+                let added = state.redis.add(&item, units, mutation)?;
+                if let Some((before, after)) = added {
+                    *state.granted.entry(item.clone()).or_default() += after as i64 - before as i64;
+                    if shut {
+                        *state.added_while_shut.entry(item).or_default() += units;
+                    }
                 }
-                state.by_hand(&item, |counter| counter.map(|counter| counter + units as i64));
-                Ok(Some(state.redis.shelf(&item).stands()))
+                Ok(added.map(|(_, after)| after))
             })
             .await
     }
 
-    async fn shut(&self, item: &Item, id: Uuid, why: Shutting) -> Result<Option<Shut>, StockError> {
-        let asked = item.clone();
-        let found = self.0.ask("shut", move |state| Ok(state.redis.shut(&asked, id, why))).await;
-        // Those who find it shut by somebody else ask twice a second.
-        if !matches!(&found, Ok(Some(found)) if found.by != id.to_string()) {
-            self.0.sim.log(|state| {
-                let said = match &found {
-                    Ok(Some(found)) => {
-                        let epoch = found.epoch.map(|epoch| state.name(epoch));
-                        format!("{} of {epoch:?}, serial {}", found.run, found.serial)
-                    }
-                    Ok(None) => "nothing to reopen".into(),
-                    Err(error) => error.to_string(),
-                };
-                format!("{}: shut {item} {why:?}: {said}", self.0.name)
-            });
-        }
+    async fn claim(&self, item: &Item, id: Uuid, claim: Claim) -> Result<Option<Claimed>, StockError> {
+        let (asked, what, mutation) = (item.clone(), format!("{claim:?}"), self.0.sim.mutation);
+        let found =
+            self.0.ask("claim", move |state| Ok(state.redis.claim(&asked, id, claim, mutation))).await;
+        self.0.sim.log(|state| {
+            let found = match &found {
+                Ok(None) => "not to be had".to_owned(),
+                Ok(Some(found)) => {
+                    let epoch = found.epoch.map(|epoch| state.name(epoch));
+                    let whose = if found.by.id == id.to_string() { "its own" } else { "another's" };
+                    format!("{whose}, in {}, {epoch:?} serial {}", found.life, found.serial)
+                }
+                Err(error) => error.to_string(),
+            };
+            format!(
+                "{}: claim {item} {}: {found}",
+                self.0.name,
+                what.split(['(', '{']).next().unwrap_or_default()
+            )
+        });
         found
+    }
+
+    async fn prepare(&self, item: &Item, id: Uuid, winners: &[Sale]) -> Result<(), StockError> {
+        let (item, winners) = (item.clone(), winners.to_vec());
+        self.0
+            .ask("prepare", move |state| {
+                state.redis.prepare(&item, id, &winners);
+                Ok(())
+            })
+            .await
     }
 
     async fn open(&self, item: &Item, opening: &Opening) -> Result<bool, StockError> {
@@ -509,18 +578,22 @@ impl Stock for Face {
                 if opened && given.anew.as_ref().is_some_and(|anew| Some(anew.epoch) != epoch) {
                     *state.rounds.entry(asked.clone()).or_default() += 1;
                 }
+                let added = if opened { state.added_while_shut.remove(&asked).unwrap_or(0) } else { 0 };
                 if opened && given.anew.is_some() {
                     let after = state.redis.shelf(&asked).stands();
+                    if added > 0 && after < before {
+                        state.seen_wrong.push(format!("units added are gone: {added} of {asked}"));
+                    }
                     *state.granted.entry(asked.clone()).or_default() += after as i64 - before as i64;
                     state.wiped.remove(&asked);
                 }
                 Ok(opened)
             })
             .await;
-        let anew = opening.anew.as_ref().map(|anew| (anew.serial, anew.left, anew.winners.len()));
+        let anew = opening.anew.as_ref().map(|anew| (anew.serial, anew.left));
         self.0.sim.log(|_| {
             format!(
-                "{}: open {item} term {} anew (serial, left, winners) {anew:?}: {done:?}",
+                "{}: open {item} term {} anew (serial, left) {anew:?}: {done:?}",
                 self.0.name, opening.term
             )
         });
@@ -677,11 +750,7 @@ impl Journal for Face {
 }
 
 #[async_trait]
-impl Ledger for Face {
-    async fn migrate(&self) -> Result<(), LedgerError> {
-        Ok(())
-    }
-
+impl Record for Face {
     async fn checkpoints(&self, _topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
         self.0.book("checkpoints", async |books| Ok(books.checkpoints.clone())).await
     }
@@ -691,6 +760,12 @@ impl Ledger for Face {
             return Err(LedgerError::Moved { partition: 0, expected: None, found: None });
         }
         let posted = self.0.book("post", async |books| post::post(books, batch).await).await;
+        {
+            let state = &mut *self.0.sim.state();
+            for (sale, _) in state.books.conflicts.values().filter(|(_, reason)| reason != "late") {
+                state.disputed_at.entry(sale.epoch).or_insert_with(Instant::now);
+            }
+        }
         self.0.sim.log(|_| {
             let parts: Vec<_> =
                 batch.parts.iter().map(|part| (part.partition, part.from, part.messages.len())).collect();
@@ -702,9 +777,24 @@ impl Ledger for Face {
         });
         posted
     }
+}
+
+#[async_trait]
+impl Ledger for Face {
+    async fn migrate(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
 
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
         self.0.book("find", async |books| Ok(books.rows.get(&order).map(|row| row.sale.clone()))).await
+    }
+
+    async fn in_conflict(&self, order: Uuid) -> Result<bool, LedgerError> {
+        self.0
+            .book("in_conflict", async |books| {
+                Ok(books.conflicts.values().any(|(sale, reason)| sale.order == order && reason != "late"))
+            })
+            .await
     }
 
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
@@ -719,12 +809,23 @@ impl Ledger for Face {
             .await
     }
 
-    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
-        self.0.book("sales", async |books| Ok(books.sales())).await
+    async fn sales(&self, item: Option<&str>) -> Result<Vec<SaleRecord>, LedgerError> {
+        let mut sales = self.0.book("sales", async |books| Ok(books.sales())).await?;
+        sales.retain(|sale| item.is_none_or(|item| sale.item == item));
+        Ok(sales)
     }
 
-    async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
-        self.0.book("serials", async |books| Ok(books.serials(item, epoch))).await
+    async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError> {
+        self.0.book("newest", async |books| Ok(books.newest())).await
+    }
+
+    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
+        if self.0.sim.mutation == Some(Mutation::IgnoreTerms) {
+            return Ok(BTreeMap::new());
+        }
+        let terms = self.0.book("terms", async |books| Ok(books.terms.clone())).await?;
+        let raised = terms.into_iter().filter(|((_, epoch), (term, _))| *term > 0 && epochs.contains(epoch));
+        Ok(raised.map(|((_, epoch), (term, _))| (epoch, term)).collect())
     }
 
     async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
@@ -736,33 +837,117 @@ impl Ledger for Face {
             .await
     }
 
-    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError> {
-        let account = self.0.book("raise_term", async |books| Ok(books.raise_term(item, epoch, from))).await;
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError> {
+        let raised = self.0.book("raise_term", async |books| Ok(books.raise_term(item, epoch, from))).await;
         self.0.sim.log(|state| {
-            let term = state.books.account(item, epoch).term;
-            format!("{}: raise_term {item} {} to {term}: {account:?}", self.0.name, state.name(epoch))
+            let account = state.books.account(item, epoch);
+            format!(
+                "{}: raise_term {item} {} from {from}: {raised:?}, {account:?}",
+                self.0.name,
+                state.name(epoch)
+            )
         });
-        account
+        raised
     }
 
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
         self.0.book("account", async |books| Ok(books.account(item, epoch))).await
     }
 
-    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
-        self.0.book("winners", async |books| Ok(books.winners(item, epoch))).await
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError> {
+        // Small pages, so that there are several.
+        let rows = rows.min(3) as usize;
+        self.0
+            .book("page", async |books| {
+                let page: Vec<u64> = books
+                    .orders(item, epoch)
+                    .into_iter()
+                    .map(|(serial, _)| serial)
+                    .filter(|it| *it > after)
+                    .collect();
+                let page = &page[..page.len().min(rows)];
+                Ok(Page { rows: page.len() as u64, last: page.last().copied().unwrap_or(0) })
+            })
+            .await
     }
 
-    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
-        if !serials.is_empty() {
-            self.0.sim.log(|_| format!("{}: void {item} {serials:?}", self.0.name));
-        }
+    async fn orders(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<(u64, Uuid)>, LedgerError> {
+        let mut orders = self.0.book("orders", async |books| Ok(books.orders(item, epoch))).await?;
+        orders.retain(|(serial, _)| *serial > after && *serial <= upto);
+        Ok(orders)
+    }
+
+    async fn voids(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<RangeInclusive<u64>>, LedgerError> {
+        let voids = self.0.book("voids", async |books| Ok(books.voids(item, epoch))).await?;
+        Ok(voids.into_iter().filter(|serial| *serial > after && *serial <= upto).map(|it| it..=it).collect())
+    }
+
+    async fn winners(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Sale>, LedgerError> {
+        let mut winners = self.0.book("winners", async |books| Ok(books.winners(item, epoch))).await?;
+        winners.sort_by_key(|sale| sale.serial);
+        winners.retain(|sale| sale.serial > after);
+        winners.truncate((limit as usize).min(2));
+        Ok(winners)
+    }
+
+    async fn void(&self, item: &str, epoch: Uuid, runs: &[RangeInclusive<u64>]) -> Result<(), LedgerError> {
+        self.0.sim.log(|_| format!("{}: void {item} {runs:?}", self.0.name));
         self.0
             .book("void", async |books| {
-                books.voids.extend(serials.iter().map(|serial| (item.to_owned(), epoch, *serial)));
+                let serials = runs.iter().cloned().flatten();
+                books.voids.extend(serials.map(|serial| (item.to_owned(), epoch, serial)));
                 Ok(())
             })
             .await
+    }
+
+    async fn restored(&self, item: &str, epoch: Uuid, restored: Restored) -> Result<(), LedgerError> {
+        self.0
+            .book("restored", async |books| {
+                books.restored(item, epoch, restored.term);
+                Ok(())
+            })
+            .await
+    }
+
+    async fn disputed(&self) -> Result<Vec<(String, Uuid)>, LedgerError> {
+        if self.0.sim.mutation == Some(Mutation::IgnoreConflicts) {
+            return Ok(Vec::new());
+        }
+        self.0.book("disputed", async |books| Ok(books.disputed())).await
+    }
+
+    async fn archive(&self, item: &str, epoch: Uuid, _: Closed) -> Result<(), LedgerError> {
+        self.0
+            .book("archive", async |books| {
+                books.archived.insert((item.to_owned(), epoch));
+                Ok(())
+            })
+            .await
+    }
+
+    async fn archived(&self, item: Option<&str>) -> Result<BTreeSet<(String, Uuid)>, LedgerError> {
+        let mut archived = self.0.book("archived", async |books| Ok(books.archived.clone())).await?;
+        archived.retain(|(of, _)| item.is_none_or(|item| of == item));
+        Ok(archived)
     }
 
     async fn faults(&self) -> Result<Aside, LedgerError> {

@@ -7,6 +7,10 @@ use uuid::Uuid;
 
 use crate::load::Heard;
 
+/// The serials written off, which stand there by the run.
+pub const VOID: &str =
+    "select cast(coalesce(sum(coalesce(last_serial, serial) - serial + 1), 0) as signed) from seckill_void";
+
 /// One row of the ledger.
 #[derive(Debug, Clone)]
 pub struct Row {

@@ -597,8 +597,7 @@ impl Stage {
     async fn void(&self) -> u64 {
         let World::Servers(servers) = &self.world else { return 0 };
         let pool = servers.pool().await;
-        let void: i64 =
-            sqlx::query_scalar("select count(*) from seckill_void").fetch_one(&pool).await.unwrap();
+        let void: i64 = sqlx::query_scalar(crate::books::VOID).fetch_one(&pool).await.unwrap();
         u64::try_from(void).unwrap()
     }
 

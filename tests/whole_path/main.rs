@@ -12,6 +12,7 @@ mod breaks;
 mod buyers;
 mod embedded;
 mod faults;
+mod goes_back;
 mod input;
 mod limits;
 mod listeners;

@@ -258,7 +258,7 @@ async fn an_order_is_followed_into_the_ledger() {
     servers.balance(&told(&[bought]), 1).await;
 }
 
-async fn produce(servers: &Servers, values: impl Iterator<Item = &[u8]>) {
+pub async fn produce(servers: &Servers, values: impl Iterator<Item = &[u8]>) {
     let brokers = std::env::var("SECKILL_KAFKA_BROKERS").unwrap();
     let producer: ThreadedProducer<DefaultProducerContext> =
         ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();

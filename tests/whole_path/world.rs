@@ -116,8 +116,12 @@ impl Servers {
         command.args(["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]);
         command.arg("--dir").arg(self.folder.path());
         self.redis = Some(Process::start("redis", command, &self.folder.path().join("redis.log")));
+        self.redis_answers(self.redis_port).await;
+    }
+
+    pub async fn redis_answers(&self, port: u16) {
         until("redis answers", Duration::from_secs(10), async || {
-            let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)) else {
+            let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{port}/0")) else {
                 return false;
             };
             let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
@@ -135,9 +139,21 @@ impl Servers {
 
     /// One command to this test's Redis.
     pub async fn redis<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)).unwrap();
+        self.redis_at(self.redis_port, words).await
+    }
+
+    /// One command to another Redis of this test.
+    pub async fn redis_at<T: redis::FromRedisValue>(&self, port: u16, words: &[&str]) -> T {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{port}/0")).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
+    }
+
+    /// Commands to this test's Redis, all at once.
+    pub async fn redis_pipe(&self, pipe: &redis::Pipeline) {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        pipe.exec_async(&mut connection).await.unwrap();
     }
 
     /// Starts a service; waits for nothing.
@@ -221,8 +237,7 @@ impl Servers {
         let rows = rows.fetch_all(&pool).await.unwrap();
         let conflicts = sqlx::query("select order_id, reason from seckill_conflict");
         let conflicts = conflicts.fetch_all(&pool).await.unwrap();
-        let void: i64 =
-            sqlx::query_scalar("select count(*) from seckill_void").fetch_one(&pool).await.unwrap();
+        let void: i64 = sqlx::query_scalar(crate::books::VOID).fetch_one(&pool).await.unwrap();
         let sales = self.messages().await;
         Books {
             rows: rows

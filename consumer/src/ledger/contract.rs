@@ -1,6 +1,7 @@
 //! What every ledger keeps, as code; run on SQLite and on a real MariaDB.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +10,11 @@ use uuid::Uuid;
 
 use super::mysql::MySqlLedger;
 use super::sqlite::SqliteLedger;
-use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Part, Posted, fingerprint};
+use super::statements::TABLES;
+use super::{
+    Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Part, Posted, Record, Restored,
+    SaleRecord, fingerprint,
+};
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
 use support::{Database, EPOCH, bytes, sale};
@@ -98,11 +103,15 @@ contract! {
     another_order_at_a_known_offset_stops
     names_are_told_apart_by_case
     a_sale_begun_twice_began_once
-    sales_and_serials_are_listed
+    sales_and_orders_are_listed
+    serials_are_counted_page_by_page
     migrating_again_changes_nothing
     after_the_term_is_raised_older_sales_are_late
-    what_the_ledger_knows_of_a_sale_when_its_term_is_raised
-    void_serials_are_accounted_for
+    what_the_ledger_knows_of_a_sale
+    a_serial_out_of_all_reason_is_not_the_highest
+    serials_are_written_off_by_the_run
+    a_restore_is_an_operators_decision
+    a_sale_that_was_put_away_is_not_listed
     a_sale_that_never_began_is_withdrawn
 }
 
@@ -129,7 +138,19 @@ fn counts(posted: &Posted) -> (u64, u64, u64, u64) {
 }
 
 async fn serials(books: &dyn Books) -> Vec<u64> {
-    books.ledger().serials("counter", EPOCH).await.expect("serials")
+    support::serials(books.ledger()).await
+}
+
+async fn sales(books: &dyn Books) -> Vec<SaleRecord> {
+    books.ledger().sales(None).await.expect("sales")
+}
+
+async fn account(books: &dyn Books, epoch: Uuid) -> Account {
+    books.ledger().account("counter", epoch).await.expect("account")
+}
+
+async fn raise(books: &dyn Books, epoch: Uuid, from: u64) -> bool {
+    books.ledger().raise_term("counter", epoch, from).await.expect("answered")
 }
 
 async fn faults(books: &dyn Books) -> (u64, u64) {
@@ -222,17 +243,20 @@ async fn a_unit_sold_to_two_orders_is_a_conflict(books: &dyn Books) {
     let posted = post(books, &batch(vec![part(0, Some(3), 3, &[bytes(&sale(2)), bytes(&sale(3))])])).await;
     assert_eq!(counts(&posted), (1, 0, 1, 0));
     assert_eq!(faults(books).await, (2, 0));
-    assert_eq!(books.ledger().sales().await.expect("sales")[0].doubled, [1, 2]);
+    assert_eq!((sales(books).await[0].conflicts, &sales(books).await[0].doubled), (2, &vec![1, 2]));
     assert_eq!(books.ledger().find(one.order).await.expect("found"), Some(one), "who was first stays");
 }
 
 async fn an_order_for_two_units_is_a_conflict(books: &dyn Books) {
     let one = sale(1);
+    let order = one.order;
     let other = Sale { serial: 2, ..one.clone() };
     let posted = post(books, &first(&[one, other, sale(3)])).await;
     assert_eq!(counts(&posted), (2, 0, 1, 0));
     assert_eq!(serials(books).await, [1, 3]);
     assert_eq!(faults(books).await, (1, 0));
+    assert!(books.ledger().in_conflict(order).await.expect("asked"));
+    assert!(!books.ledger().in_conflict(Uuid::now_v7()).await.expect("asked"));
 }
 
 async fn what_cannot_be_recorded_is_put_aside_and_the_rest_goes_on(books: &dyn Books) {
@@ -297,52 +321,70 @@ async fn names_are_told_apart_by_case(books: &dyn Books) {
     assert_eq!(counts(&post(books, &lower).await), (1, 0, 0, 0));
     assert_eq!(books.ledger().checkpoints("car_number").await.expect("read")[&0].next, 1);
     assert!(books.ledger().checkpoints("Car_Number").await.expect("read").is_empty());
-    assert!(books.ledger().serials("COUNTER", EPOCH).await.expect("read").is_empty());
+    assert!(books.ledger().orders("COUNTER", EPOCH, 0, 9).await.expect("read").is_empty());
 }
 
 async fn a_sale_begun_twice_began_once(books: &dyn Books) {
     let ledger = books.ledger();
     ledger.begin_sale("counter", EPOCH, 1000).await.expect("begun");
     ledger.begin_sale("counter", EPOCH, 1000).await.expect("begun again");
-    let sales = ledger.sales().await.expect("sales");
+    let sales = sales(books).await;
     assert_eq!(sales.len(), 1);
-    assert_eq!((sales[0].recorded, sales[0].highest, sales[0].epoch), (0, 0, EPOCH));
+    assert_eq!((sales[0].highest, sales[0].epoch), (0, EPOCH));
 }
 
-async fn sales_and_serials_are_listed(books: &dyn Books) {
+async fn sales_and_orders_are_listed(books: &dyn Books) {
     let next = Uuid::now_v7();
     books.ledger().begin_sale("counter", next, 5).await.expect("begun");
     let other = Sale { item: "x-1".to_owned(), epoch: next, ..sale(1) };
-    post(books, &first(&[sale(3), sale(1), other, sale(7)])).await;
-    let sales = books.ledger().sales().await.expect("sales");
+    let three = sale(3);
+    post(books, &first(&[three.clone(), sale(1), other, sale(7)])).await;
     let listed: Vec<_> =
-        sales.iter().map(|sale| (sale.item.as_str(), sale.epoch, sale.recorded, sale.highest)).collect();
-    assert_eq!(listed, [("counter", EPOCH, 3, 7), ("counter", next, 0, 0), ("x-1", next, 1, 1)]);
+        sales(books).await.iter().map(|sale| (sale.item.clone(), sale.epoch, sale.highest)).collect();
+    let named = |item: &str, epoch, highest| (item.to_owned(), epoch, highest);
+    assert_eq!(listed, [named("counter", EPOCH, 7), named("counter", next, 0), named("x-1", next, 1)]);
+    let of_one = books.ledger().sales(Some("x-1")).await.expect("sales");
+    assert_eq!(of_one.iter().map(|sale| sale.epoch).collect::<Vec<_>>(), [next]);
     assert_eq!(serials(books).await, [1, 3, 7]);
-    assert!(books.ledger().serials("counter", next).await.expect("read").is_empty());
+    let some = books.ledger().orders("counter", EPOCH, 1, 3).await.expect("orders");
+    assert_eq!(some, [(3, three.order)]);
+    assert!(books.ledger().orders("counter", next, 0, 9).await.expect("orders").is_empty());
+    let newest = books.ledger().newest().await.expect("the newest");
+    assert_eq!(newest, BTreeMap::from([("counter".to_owned(), next), ("x-1".to_owned(), next)]));
 }
 
-async fn raise(books: &dyn Books, epoch: Uuid, from: u64) -> Account {
-    books.ledger().raise_term("counter", epoch, from).await.expect("answered").expect("raised")
+/// As many rows as numbers: nothing is missing between.
+async fn serials_are_counted_page_by_page(books: &dyn Books) {
+    post(books, &first(&[1, 2, 3, 5, 6, 9].map(sale))).await;
+    let page = async |after, rows| {
+        let page = books.ledger().page("counter", EPOCH, after, rows).await.expect("a page");
+        (page.rows, page.last)
+    };
+    assert_eq!(page(0, 3).await, (3, 3));
+    assert_eq!(page(3, 2).await, (2, 6));
+    assert_eq!(page(6, 2).await, (1, 9));
+    assert_eq!(page(9, 2).await, (0, 0));
+    assert_eq!(page(u64::MAX, 2).await, (0, 0));
 }
 
 async fn a_sale_that_never_began_is_withdrawn(books: &dyn Books) {
     let epoch = Uuid::now_v7();
     post(books, &first(&[sale(1)])).await;
     books.ledger().begin_sale("counter", epoch, 9).await.expect("begun");
+    assert_eq!(account(books, EPOCH).await.newer, Some(epoch));
     books.ledger().withdraw_sale("counter", epoch).await.expect("withdrawn");
     books.ledger().withdraw_sale("counter", EPOCH).await.expect("asked");
-    let sales: Vec<Uuid> =
-        books.ledger().sales().await.expect("sales").iter().map(|sale| sale.epoch).collect();
-    assert_eq!(sales, [EPOCH], "one that has sold stays");
-    assert!(!books.ledger().account("counter", EPOCH).await.expect("account").outdated);
+    let known: Vec<Uuid> = sales(books).await.iter().map(|sale| sale.epoch).collect();
+    assert_eq!(known, [EPOCH], "one that has sold stays");
+    assert_eq!(account(books, EPOCH).await.newer, None);
 }
 
 async fn after_the_term_is_raised_older_sales_are_late(books: &dyn Books) {
     let (known, late, current) = (sale(1), sale(2), Sale { term: 1, ..sale(2) });
     post(books, &first(std::slice::from_ref(&known))).await;
-    let raised = raise(books, EPOCH, 0).await;
-    assert_eq!((raised.term, raised.accounted, raised.highest), (1, 1, 1));
+    assert!(raise(books, EPOCH, 0).await);
+    let raised = account(books, EPOCH).await;
+    assert_eq!((raised.term, raised.highest), (1, 1));
     let current = Sale { order: Uuid::now_v7(), ..current };
     let values: Vec<_> = [&known, &late, &current].map(bytes).into();
     let posted = post(books, &batch(vec![part(0, Some(1), 1, &values)])).await;
@@ -351,35 +393,112 @@ async fn after_the_term_is_raised_older_sales_are_late(books: &dyn Books) {
     assert_eq!(books.ledger().find(late.order).await.expect("looked"), None);
     assert_eq!(books.ledger().find(current.order).await.expect("looked"), Some(current));
     assert_eq!(faults(books).await, (0, 0), "late is no fault");
+    assert_eq!(books.ledger().disputed().await.expect("asked"), [], "late is no dispute");
 }
 
-async fn what_the_ledger_knows_of_a_sale_when_its_term_is_raised(books: &dyn Books) {
+async fn what_the_ledger_knows_of_a_sale(books: &dyn Books) {
     let newer = Uuid::now_v7();
     books.ledger().begin_sale("counter", newer, 70).await.expect("begun");
-    let unsold = raise(books, newer, 0).await;
-    let expected = Account { term: 1, accounted: 0, highest: 0, remaining: 70, outdated: false };
-    assert_eq!(unsold, expected);
+    assert!(raise(books, newer, 0).await);
+    let expected = Account { term: 1, highest: 0, void_upto: 0, remaining: 70, newer: None, disputed: 0 };
+    assert_eq!(account(books, newer).await, expected);
     let named = Sale { attempt: Some("k:a".into()), ..sale(3) };
-    post(books, &first(&[sale(1), named.clone()])).await;
-    let old = raise(books, EPOCH, 0).await;
-    let expected = Account { term: 1, accounted: 2, highest: 3, remaining: named.remaining, outdated: true };
-    assert_eq!(old, expected, "the newer sale is known");
-    assert_eq!(raise(books, EPOCH, 1).await.term, 2);
-    let stale = books.ledger().raise_term("counter", EPOCH, 1).await.expect("answered");
-    assert_eq!(stale, None, "somebody else raised it");
-    assert_eq!(books.ledger().account("counter", EPOCH).await.expect("account").term, 2);
-    assert_eq!(books.ledger().winners("counter", EPOCH).await.expect("winners"), [named]);
+    let more = Sale { attempt: Some("k:b".into()), ..sale(4) };
+    post(books, &first(&[sale(1), named.clone(), more.clone()])).await;
+    assert!(raise(books, EPOCH, 0).await);
+    let expected = Account {
+        term: 1,
+        highest: 4,
+        void_upto: 0,
+        remaining: more.remaining,
+        newer: Some(newer),
+        disputed: 0,
+    };
+    assert_eq!(account(books, EPOCH).await, expected, "the newer sale is known");
+    assert!(raise(books, EPOCH, 1).await);
+    assert!(!raise(books, EPOCH, 1).await, "somebody else raised it");
+    assert_eq!(account(books, EPOCH).await.term, 2);
+    let terms = books.ledger().terms(&[newer, EPOCH, Uuid::now_v7()]).await.expect("terms");
+    assert_eq!(terms, BTreeMap::from([(newer, 1), (EPOCH, 2)]));
+    assert_eq!(books.ledger().terms(&[]).await.expect("terms"), BTreeMap::new());
+    let winners =
+        async |after, limit| books.ledger().winners("counter", EPOCH, after, limit).await.expect("winners");
+    assert_eq!(winners(0, 1).await, std::slice::from_ref(&named));
+    assert_eq!(winners(0, 9).await, [named, more.clone()]);
+    assert_eq!(winners(3, 9).await, [more]);
 }
 
-async fn void_serials_are_accounted_for(books: &dyn Books) {
+/// A message from nowhere near this sale does not move it there.
+async fn a_serial_out_of_all_reason_is_not_the_highest(books: &dyn Books) {
+    use crate::sale::{HIGHEST_SOLD, MAX_SERIAL};
+    let posted = post(books, &first(&[sale(1), sale(HIGHEST_SOLD + 1), sale(MAX_SERIAL + 1), sale(2)])).await;
+    assert_eq!(counts(&posted), (3, 0, 0, 1));
+    assert_eq!(account(books, EPOCH).await.highest, 2);
+    assert_eq!(sales(books).await[0].highest, HIGHEST_SOLD + 1, "and is named");
+}
+
+async fn serials_are_written_off_by_the_run(books: &dyn Books) {
     post(books, &first(&[sale(1), sale(4)])).await;
-    books.ledger().void("counter", EPOCH, &[2, 3]).await.expect("written off");
-    books.ledger().void("counter", EPOCH, &[3]).await.expect("once more");
-    assert_eq!(serials(books).await, [1, 2, 3, 4]);
-    let raised = raise(books, EPOCH, 0).await;
-    assert_eq!((raised.accounted, raised.highest), (4, 4));
-    let sales = books.ledger().sales().await.expect("sales");
-    assert_eq!((sales[0].recorded, sales[0].void, sales[0].highest), (2, 2, 4));
+    // As an earlier version wrote them.
+    books.tamper("insert into seckill_void (item, epoch, serial) values ('counter', '01970000-0000-7000-8000-0000000000ee', 9)").await;
+    let void = async |runs: &[RangeInclusive<u64>]| {
+        books.ledger().void("counter", EPOCH, runs).await.expect("written off");
+    };
+    void(&[2..=3]).await;
+    void(&[2..=3, 11..=1_000_000_000]).await;
+    let voids = async |after, upto| books.ledger().voids("counter", EPOCH, after, upto).await.expect("voids");
+    assert_eq!(voids(0, u64::MAX).await, [2..=3, 9..=9, 11..=1_000_000_000]);
+    assert_eq!(voids(2, 8).await, [2..=3]);
+    assert_eq!(voids(3, 10).await, [9..=9]);
+    assert_eq!(voids(50, 60).await, [11..=1_000_000_000]);
+    let many: Vec<_> = (0..1201).map(|number| 2_000_000_000 + 3 * number).map(|at| at..=at + 1).collect();
+    void(&many).await;
+    assert_eq!(voids(1_000_000_000, u64::MAX).await, many);
+    let known = account(books, EPOCH).await;
+    assert_eq!((known.highest, Some(&known.void_upto)), (4, many.last().map(|run| run.end())));
+}
+
+/// What an operator decided holds until something new comes.
+async fn a_restore_is_an_operators_decision(books: &dyn Books) {
+    let ledger = books.ledger();
+    let newer = Uuid::now_v7();
+    post(books, &first(&[sale(1), sale(1)])).await;
+    ledger.begin_sale("counter", newer, 9).await.expect("begun");
+    let before = account(books, EPOCH).await;
+    assert_eq!((before.newer, before.disputed), (Some(newer), 1));
+    let disputed = [("counter".to_owned(), EPOCH)];
+    assert_eq!(ledger.disputed().await.expect("asked"), disputed);
+    let restored = Restored { term: 1, serial: 1, remaining: 3 };
+    ledger.restored("counter", EPOCH, restored).await.expect("noted");
+    ledger.restored("counter", EPOCH, restored).await.expect("noted once");
+    let after = account(books, EPOCH).await;
+    assert_eq!((after.newer, after.disputed), (None, 0), "decided");
+    assert_eq!(ledger.disputed().await.expect("asked"), []);
+    assert_eq!(ledger.disputed().await.expect("asked again"), []);
+    post(books, &batch(vec![part(0, Some(2), 2, &[bytes(&sale(1))])])).await;
+    assert_eq!(ledger.disputed().await.expect("asked"), disputed, "a further one was not accepted");
+    let newest = Uuid::now_v7();
+    ledger.begin_sale("counter", newest, 9).await.expect("begun");
+    let again = account(books, EPOCH).await;
+    assert_eq!((again.newer, again.disputed), (Some(newest), 1), "nor was what began since");
+}
+
+async fn a_sale_that_was_put_away_is_not_listed(books: &dyn Books) {
+    let ledger = books.ledger();
+    post(books, &first(&[sale(1), sale(2)])).await;
+    let closed = Closed { seeded: 5, remaining: 3, sold: 2, recorded: 2, void: 0 };
+    ledger.archive("counter", EPOCH, closed).await.expect("put away");
+    ledger.archive("counter", EPOCH, closed).await.expect("once");
+    assert_eq!(sales(books).await, []);
+    let away = BTreeSet::from([("counter".to_owned(), EPOCH)]);
+    assert_eq!(ledger.archived(None).await.expect("asked"), away);
+    assert_eq!(ledger.archived(Some("counter")).await.expect("asked"), away);
+    assert_eq!(ledger.archived(Some("shoe")).await.expect("asked"), BTreeSet::new());
+    assert_eq!(
+        ledger.newest().await.expect("asked")["counter"],
+        EPOCH,
+        "and a new one is later all the same"
+    );
 }
 
 async fn migrating_again_changes_nothing(books: &dyn Books) {
@@ -417,7 +536,7 @@ async fn both_schemas_have_the_same_columns() {
     let mut there =
         <sqlx::MySqlConnection as sqlx::Connection>::connect(&mysql.database.url).await.expect("up");
     let mut here = sqlite.file.connect(Synchronous::Normal).await.expect("a connection");
-    for table in ["seckill", "journal_offset", "seckill_conflict", "seckill_dead_letter", "seckill_term"] {
+    for (table, _) in TABLES {
         let theirs = sqlx::query(
             "select column_name as name, is_nullable = 'NO' as needed from information_schema.columns \
              where table_schema = database() and table_name = ? order by ordinal_position",

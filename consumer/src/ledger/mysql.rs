@@ -1,7 +1,10 @@
 //! The ledger in MySQL or MariaDB.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,9 +20,13 @@ use uuid::Uuid;
 use super::post::{self, MAX_ROWS, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{
-    Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements, unrecorded,
+    Failure, RUNS_AT_ONCE, SET_ASIDE, TABLES, broken, insert, odd, select_sale, signed, statements,
+    unrecorded,
 };
-use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
+use super::{
+    Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Page, Posted, Record, Restored,
+    SaleRecord,
+};
 use crate::config::ConfigError;
 use crate::sale::Sale;
 
@@ -59,6 +66,8 @@ statements!(Statements, MySql, failure, MAX_ROWS, " for update", " lock in share
 #[derive(Debug, Clone)]
 pub struct MySqlLedger {
     pool: MySqlPool,
+    /// See [`Statements::disputed`].
+    settled: Arc<AtomicI64>,
 }
 
 impl MySqlLedger {
@@ -92,7 +101,7 @@ impl MySqlLedger {
                 })
             })
             .connect_lazy_with(options.disable_statement_logging());
-        Ok(Self { pool })
+        Ok(Self { pool, settled: Arc::new(AtomicI64::new(0)) })
     }
 
     /// Ends the connections in an orderly way.
@@ -119,24 +128,19 @@ fn done<T>(
     }
 }
 
-#[async_trait]
-impl Ledger for MySqlLedger {
-    async fn migrate(&self) -> Result<(), LedgerError> {
-        // A connection of its own: when it fails the lock of the migrations ends with it.
-        let mut connection = self.connection().await?.detach();
-        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, async {
-            make_tables(&mut connection).await?;
-            Statements(&mut connection).well_shaped().await?;
-            connection.close().await.map_err(failed)
-        })
-        .await
-        .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))?
-    }
-
-    async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).checkpoints(topic)).await;
+/// One question on a connection of the pool.
+macro_rules! asked {
+    ($self:ident, $question:ident($($argument:expr),*)) => {{
+        let mut connection = $self.connection().await?;
+        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).$question($($argument),*)).await;
         done(connection, answer)
+    }};
+}
+
+#[async_trait]
+impl Record for MySqlLedger {
+    async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
+        asked!(self, checkpoints(topic))
     }
 
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError> {
@@ -154,79 +158,116 @@ impl Ledger for MySqlLedger {
         .await;
         done(connection, answer)
     }
+}
+
+#[async_trait]
+impl Ledger for MySqlLedger {
+    async fn migrate(&self) -> Result<(), LedgerError> {
+        // A connection of its own: when it fails the lock of the migrations ends with it.
+        let mut connection = self.connection().await?.detach();
+        timeout(MIGRATE_WITHIN + ANSWER_WITHIN, async {
+            make_tables(&mut connection).await?;
+            Statements(&mut connection).well_shaped().await?;
+            connection.close().await.map_err(failed)
+        })
+        .await
+        .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))?
+    }
 
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).find(order)).await;
-        done(connection, answer)
+        asked!(self, find(order))
+    }
+
+    async fn in_conflict(&self, order: Uuid) -> Result<bool, LedgerError> {
+        asked!(self, in_conflict(order))
     }
 
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
-        let mut connection = self.connection().await?;
-        let at = datetime(Timestamp::now());
-        let answer =
-            timeout(ANSWER_WITHIN, Statements(&mut connection).begin_sale(item, epoch, units, &at)).await;
-        done(connection, answer)
-    }
-
-    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).sales()).await;
-        done(connection, answer)
-    }
-
-    async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).serials(item, epoch)).await;
-        done(connection, answer)
-    }
-
-    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError> {
-        // Whoever sells by a plain SET never noted that the sale began. Before the transaction:
-        // a row that is there already would be locked for reading, in the way of the update.
-        self.begin_sale(item, epoch, 0).await?;
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, async {
-            let mut transaction = connection.begin().await.map_err(failed)?;
-            let raised = Statements(&mut transaction).raise_term(item, epoch, from).await;
-            let ended = match &raised {
-                Ok(_) => transaction.commit().await,
-                Err(_) => transaction.rollback().await,
-            };
-            raised.and_then(|raised| ended.map(|()| raised).map_err(failed))
-        })
-        .await;
-        done(connection, answer)
+        asked!(self, begin_sale(item, epoch, units, &datetime(Timestamp::now())))
     }
 
     async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).withdraw_sale(item, epoch)).await;
-        done(connection, answer)
+        asked!(self, withdraw_sale(item, epoch))
+    }
+
+    async fn sales(&self, item: Option<&str>) -> Result<Vec<SaleRecord>, LedgerError> {
+        asked!(self, sales(item))
+    }
+
+    async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError> {
+        asked!(self, newest())
+    }
+
+    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
+        asked!(self, terms(epochs))
     }
 
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).account(item, epoch)).await;
-        done(connection, answer)
+        asked!(self, account(item, epoch))
     }
 
-    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).winners(item, epoch)).await;
-        done(connection, answer)
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError> {
+        // Whoever sells by a plain SET never noted that the sale began.
+        self.begin_sale(item, epoch, 0).await?;
+        asked!(self, raise_term(item, epoch, from))
     }
 
-    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).void(item, epoch, serials)).await;
-        done(connection, answer)
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError> {
+        asked!(self, page(item, epoch, after, rows))
+    }
+
+    async fn orders(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<(u64, Uuid)>, LedgerError> {
+        asked!(self, orders(item, epoch, after, upto))
+    }
+
+    async fn voids(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<RangeInclusive<u64>>, LedgerError> {
+        asked!(self, voids(item, epoch, after, upto))
+    }
+
+    async fn void(&self, item: &str, epoch: Uuid, runs: &[RangeInclusive<u64>]) -> Result<(), LedgerError> {
+        asked!(self, void(item, epoch, runs))
+    }
+
+    async fn winners(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Sale>, LedgerError> {
+        asked!(self, winners(item, epoch, after, limit))
+    }
+
+    async fn restored(&self, item: &str, epoch: Uuid, restored: Restored) -> Result<(), LedgerError> {
+        asked!(self, restored(item, epoch, restored, &datetime(Timestamp::now())))
+    }
+
+    async fn disputed(&self) -> Result<Vec<(String, Uuid)>, LedgerError> {
+        asked!(self, disputed(&self.settled))
+    }
+
+    async fn archive(&self, item: &str, epoch: Uuid, closed: Closed) -> Result<(), LedgerError> {
+        asked!(self, archive(item, epoch, closed, &datetime(Timestamp::now())))
+    }
+
+    async fn archived(&self, item: Option<&str>) -> Result<BTreeSet<(String, Uuid)>, LedgerError> {
+        asked!(self, archived(item))
     }
 
     async fn faults(&self) -> Result<Faults, LedgerError> {
-        let mut connection = self.connection().await?;
-        let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).faults()).await;
-        done(connection, answer)
+        asked!(self, faults())
     }
 }
 

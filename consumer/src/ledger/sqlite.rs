@@ -1,6 +1,8 @@
 //! The ledger in the embedded world's file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -12,9 +14,13 @@ use uuid::Uuid;
 use super::post::{self, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{
-    Failure, SET_ASIDE, TABLES, broken, insert, odd, select_sale, statements, unrecorded,
+    Failure, RUNS_AT_ONCE, SET_ASIDE, TABLES, broken, insert, odd, select_sale, signed, statements,
+    unrecorded,
 };
-use super::{Account, Batch, Checkpoint, Faults, Ledger, LedgerError, Message, Posted, SaleRecord};
+use super::{
+    Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Page, Posted, Record, Restored,
+    SaleRecord,
+};
 use crate::reader::sqlite::BATCH;
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
@@ -30,6 +36,8 @@ pub struct SqliteLedger {
     writer: Mutex<Option<SqliteConnection>>,
     /// Looks up orders without waiting for a batch that is being posted.
     reader: Mutex<SqliteConnection>,
+    /// See [`Statements::disputed`].
+    settled: AtomicI64,
 }
 
 impl SqliteLedger {
@@ -40,7 +48,12 @@ impl SqliteLedger {
     pub async fn open(file: &SqliteFile) -> Result<Self, LedgerError> {
         let mut reader = file.connect(Synchronous::Normal).await.map_err(failed)?;
         Statements(&mut reader).well_shaped().await?;
-        Ok(Self { file: file.clone(), writer: Mutex::default(), reader: Mutex::new(reader) })
+        Ok(Self {
+            file: file.clone(),
+            writer: Mutex::default(),
+            reader: Mutex::new(reader),
+            settled: AtomicI64::new(0),
+        })
     }
 }
 
@@ -78,15 +91,29 @@ impl Writer<'_> {
     }
 }
 
-#[async_trait]
-impl Ledger for SqliteLedger {
-    /// Nothing: the tables were made, or looked at, when the file was opened.
-    async fn migrate(&self) -> Result<(), LedgerError> {
-        Ok(())
-    }
+/// One question on the connection that reads.
+macro_rules! asked {
+    ($self:ident, $question:ident($($argument:expr),*)) => {
+        Statements(&mut *$self.reader.lock().await).$question($($argument),*).await
+    };
+}
 
+/// One statement on the connection that writes.
+macro_rules! changed {
+    ($self:ident, $change:ident($($argument:expr),*)) => {{
+        let mut writer = $self.writer().await;
+        let done = match $self.connected(&mut writer).await {
+            Ok(connection) => Statements(connection).$change($($argument),*).await,
+            Err(error) => Err(error),
+        };
+        writer.done(done)
+    }};
+}
+
+#[async_trait]
+impl Record for SqliteLedger {
     async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError> {
-        Statements(&mut *self.reader.lock().await).checkpoints(topic).await
+        asked!(self, checkpoints(topic))
     }
 
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError> {
@@ -101,71 +128,108 @@ impl Ledger for SqliteLedger {
         let posted = posted.await;
         writer.done(posted)
     }
+}
+
+#[async_trait]
+impl Ledger for SqliteLedger {
+    /// Nothing: the tables were made, or looked at, when the file was opened.
+    async fn migrate(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
 
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
-        Statements(&mut *self.reader.lock().await).find(order).await
+        asked!(self, find(order))
+    }
+
+    async fn in_conflict(&self, order: Uuid) -> Result<bool, LedgerError> {
+        asked!(self, in_conflict(order))
     }
 
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError> {
-        let mut writer = self.writer().await;
-        let at = datetime(Timestamp::now());
-        let begun = match self.connected(&mut writer).await {
-            Ok(connection) => Statements(connection).begin_sale(item, epoch, units, &at).await,
-            Err(error) => Err(error),
-        };
-        writer.done(begun)
-    }
-
-    async fn sales(&self) -> Result<Vec<SaleRecord>, LedgerError> {
-        Statements(&mut *self.reader.lock().await).sales().await
-    }
-
-    async fn serials(&self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
-        Statements(&mut *self.reader.lock().await).serials(item, epoch).await
-    }
-
-    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<Option<Account>, LedgerError> {
-        self.begin_sale(item, epoch, 0).await?;
-        let mut writer = self.writer().await;
-        let raised = async {
-            let connection = self.connected(&mut writer).await?;
-            let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
-            let raised = Statements(&mut transaction).raise_term(item, epoch, from).await?;
-            transaction.commit().await.map_err(failed)?;
-            Ok(raised)
-        };
-        let raised = raised.await;
-        writer.done(raised)
+        changed!(self, begin_sale(item, epoch, units, &datetime(Timestamp::now())))
     }
 
     async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
-        let mut writer = self.writer().await;
-        let withdrawn = match self.connected(&mut writer).await {
-            Ok(connection) => Statements(connection).withdraw_sale(item, epoch).await,
-            Err(error) => Err(error),
-        };
-        writer.done(withdrawn)
+        changed!(self, withdraw_sale(item, epoch))
+    }
+
+    async fn sales(&self, item: Option<&str>) -> Result<Vec<SaleRecord>, LedgerError> {
+        asked!(self, sales(item))
+    }
+
+    async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError> {
+        asked!(self, newest())
+    }
+
+    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
+        asked!(self, terms(epochs))
     }
 
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
-        Statements(&mut *self.reader.lock().await).account(item, epoch).await
+        asked!(self, account(item, epoch))
     }
 
-    async fn winners(&self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
-        Statements(&mut *self.reader.lock().await).winners(item, epoch).await
+    async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError> {
+        self.begin_sale(item, epoch, 0).await?;
+        changed!(self, raise_term(item, epoch, from))
     }
 
-    async fn void(&self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
-        let mut writer = self.writer().await;
-        let void = match self.connected(&mut writer).await {
-            Ok(connection) => Statements(connection).void(item, epoch, serials).await,
-            Err(error) => Err(error),
-        };
-        writer.done(void)
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError> {
+        asked!(self, page(item, epoch, after, rows))
+    }
+
+    async fn orders(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<(u64, Uuid)>, LedgerError> {
+        asked!(self, orders(item, epoch, after, upto))
+    }
+
+    async fn voids(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        upto: u64,
+    ) -> Result<Vec<RangeInclusive<u64>>, LedgerError> {
+        asked!(self, voids(item, epoch, after, upto))
+    }
+
+    async fn void(&self, item: &str, epoch: Uuid, runs: &[RangeInclusive<u64>]) -> Result<(), LedgerError> {
+        changed!(self, void(item, epoch, runs))
+    }
+
+    async fn winners(
+        &self,
+        item: &str,
+        epoch: Uuid,
+        after: u64,
+        limit: u32,
+    ) -> Result<Vec<Sale>, LedgerError> {
+        asked!(self, winners(item, epoch, after, limit))
+    }
+
+    async fn restored(&self, item: &str, epoch: Uuid, restored: Restored) -> Result<(), LedgerError> {
+        changed!(self, restored(item, epoch, restored, &datetime(Timestamp::now())))
+    }
+
+    async fn disputed(&self) -> Result<Vec<(String, Uuid)>, LedgerError> {
+        asked!(self, disputed(&self.settled))
+    }
+
+    async fn archive(&self, item: &str, epoch: Uuid, closed: Closed) -> Result<(), LedgerError> {
+        changed!(self, archive(item, epoch, closed, &datetime(Timestamp::now())))
+    }
+
+    async fn archived(&self, item: Option<&str>) -> Result<BTreeSet<(String, Uuid)>, LedgerError> {
+        asked!(self, archived(item))
     }
 
     async fn faults(&self) -> Result<Faults, LedgerError> {
-        Statements(&mut *self.reader.lock().await).faults().await
+        asked!(self, faults())
     }
 }
 

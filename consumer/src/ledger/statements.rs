@@ -67,6 +67,12 @@ macro_rules! statements {
                 Ok(row.as_ref().map(standing).transpose()?.map(|standing| standing.sale))
             }
 
+            pub(super) async fn in_conflict(&mut self, order: Uuid) -> Result<bool, LedgerError> {
+                let row = sqlx::query("select 1 from seckill_conflict where order_id = ? and reason <> 'late' limit 1");
+                let row = row.bind(order.to_string()).fetch_optional(&mut *self.0).await.map_err(failed)?;
+                Ok(row.is_some())
+            }
+
             pub(super) async fn begin_sale(
                 &mut self,
                 item: &str,
@@ -83,80 +89,7 @@ macro_rules! statements {
                     .bind(at)
                     .execute(&mut *self.0)
                     .await;
-                match written(inserted.map(drop))? {
-                    Written::Done | Written::Taken => Ok(()),
-                    Written::Refused(error) => Err(LedgerError::Broken(error)),
-                }
-            }
-
-            pub(super) async fn sales(&mut self) -> Result<Vec<SaleRecord>, LedgerError> {
-                let mut sales = BTreeMap::new();
-                let begun = "select item, epoch from seckill_term";
-                for row in sqlx::query(begun).fetch_all(&mut *self.0).await.map_err(failed)? {
-                    let (item, epoch) = sale_of(&row)?;
-                    sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
-                }
-                let recorded =
-                    "select item, epoch, count(*) as recorded, max(serial) as highest from seckill group by item, epoch";
-                for row in sqlx::query(recorded).fetch_all(&mut *self.0).await.map_err(failed)? {
-                    let (item, epoch) = sale_of(&row)?;
-                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
-                    sale.recorded = unsigned(&row, "recorded")?;
-                    sale.highest = unsigned(&row, "highest")?;
-                }
-                let void = "select item, epoch, count(*) as void from seckill_void as lost where not exists (select 1 from seckill \
-                     where item = lost.item and epoch = lost.epoch and serial = lost.serial) group by item, epoch";
-                for row in sqlx::query(void).fetch_all(&mut *self.0).await.map_err(failed)? {
-                    let (item, epoch) = sale_of(&row)?;
-                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
-                    sale.void = unsigned(&row, "void")?;
-                }
-                let doubled = "select distinct item, epoch, serial from seckill_conflict where reason <> 'late' order by serial";
-                for row in sqlx::query(doubled).fetch_all(&mut *self.0).await.map_err(failed)? {
-                    let (item, epoch) = sale_of(&row)?;
-                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
-                    sale.doubled.push(unsigned(&row, "serial")?);
-                }
-                Ok(sales.into_values().collect())
-            }
-
-            pub(super) async fn serials(&mut self, item: &str, epoch: Uuid) -> Result<Vec<u64>, LedgerError> {
-                let rows = sqlx::query(concat!(
-                    "select serial from seckill where item = ? and epoch = ? union ",
-                    "select serial from seckill_void where item = ? and epoch = ? order by serial"
-                ))
-                    .bind(item)
-                    .bind(epoch.to_string())
-                    .bind(item)
-                    .bind(epoch.to_string())
-                    .fetch_all(&mut *self.0)
-                    .await
-                    .map_err(failed)?;
-                rows.iter().map(|row| unsigned(row, "serial")).collect()
-            }
-
-            /// In a transaction that ends with it; the sale has its row already.
-            pub(super) async fn raise_term(
-                &mut self,
-                item: &str,
-                epoch: Uuid,
-                from: u64,
-            ) -> Result<Option<Account>, LedgerError> {
-                let from = i64::try_from(from).map_err(|error| odd("term", error))?;
-                let raised = sqlx::query(
-                    "update seckill_term set term = term + 1 where item = ? and epoch = ? and term = ?",
-                )
-                .bind(item)
-                .bind(epoch.to_string())
-                .bind(from)
-                .execute(&mut *self.0)
-                .await
-                .map_err(failed)?;
-                if raised.rows_affected() == 0 {
-                    return Ok(None);
-                }
-                // From here on nobody posts for this sale, so the counts are final.
-                self.account(item, epoch).await.map(Some)
+                noted(inserted.map(drop))
             }
 
             pub(super) async fn withdraw_sale(&mut self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {
@@ -175,19 +108,112 @@ macro_rules! statements {
                 .map_err(failed)
             }
 
+            /// The rows of a listing of sales, of one item or of all.
+            async fn listing(
+                &mut self,
+                select: &'static str,
+                filter: &'static str,
+                item: Option<&str>,
+                rest: &'static str,
+            ) -> Result<Vec<DatabaseRow>, LedgerError> {
+                let mut query = Builder::new(select);
+                query.push(filter);
+                if let Some(item) = item {
+                    query.push(if filter.is_empty() { " where item = " } else { " and item = " }).push_bind(item);
+                }
+                query.push(rest);
+                query.build().fetch_all(&mut *self.0).await.map_err(failed)
+            }
+
+            pub(super) async fn sales(&mut self, item: Option<&str>) -> Result<Vec<SaleRecord>, LedgerError> {
+                let mut sales = BTreeMap::new();
+                for row in self.listing("select item, epoch from seckill_term", "", item, "").await? {
+                    let (item, epoch) = sale_of(&row)?;
+                    sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                }
+                // The databases skip from sale to sale through the index on (item, epoch, serial).
+                let recorded = "select item, epoch, max(serial) as highest from seckill";
+                for row in self.listing(recorded, "", item, " group by item, epoch").await? {
+                    let (item, epoch) = sale_of(&row)?;
+                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                    sale.highest = unsigned(&row, "highest")?;
+                }
+                let conflicts = "select item, epoch, count(*) as conflicts from seckill_conflict";
+                for row in self.listing(conflicts, " where reason <> 'late'", item, " group by item, epoch").await? {
+                    let (item, epoch) = sale_of(&row)?;
+                    let sale = sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
+                    sale.conflicts = unsigned(&row, "conflicts")?;
+                }
+                let doubled = "select distinct item, epoch, serial from seckill_conflict";
+                let first = " order by serial limit 1000";
+                for row in self.listing(doubled, " where reason <> 'late'", item, first).await? {
+                    let sale = sales.get_mut(&sale_of(&row)?);
+                    let serial = unsigned(&row, "serial")?;
+                    sale.into_iter().for_each(|sale| sale.doubled.push(serial));
+                }
+                let archived = self.archived(item).await?;
+                sales.retain(|sale, _| !archived.contains(sale));
+                Ok(sales.into_values().collect())
+            }
+
+            pub(super) async fn newest(&mut self) -> Result<BTreeMap<String, Uuid>, LedgerError> {
+                let mut newest = BTreeMap::new();
+                for table in [
+                    "select item, max(epoch) as epoch from seckill_term",
+                    "select item, max(epoch) as epoch from seckill",
+                    "select item, max(epoch) as epoch from seckill_archive",
+                ] {
+                    for row in self.listing(table, "", None, " group by item").await? {
+                        let (item, epoch) = sale_of(&row)?;
+                        let known = newest.entry(item).or_insert(epoch);
+                        *known = epoch.max(*known);
+                    }
+                }
+                Ok(newest)
+            }
+
+            pub(super) async fn terms(&mut self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
+                let mut query = Builder::new("select epoch, term from seckill_term where term > 0 and epoch in (''");
+                for epoch in epochs {
+                    query.push(", ").push_bind(epoch.to_string());
+                }
+                let rows = query.push(")").build().persistent(false).fetch_all(&mut *self.0).await.map_err(failed)?;
+                rows.iter().map(|row| Ok((uuid(row, "epoch")?, unsigned(row, "term")?))).collect()
+            }
+
+            /// The sale has its row already.
+            pub(super) async fn raise_term(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                from: u64,
+            ) -> Result<bool, LedgerError> {
+                let raised = sqlx::query(
+                    "update seckill_term set term = term + 1 where item = ? and epoch = ? and term = ?",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(from))
+                .execute(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                Ok(raised.rows_affected() > 0)
+            }
+
             pub(super) async fn account(&mut self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {
                 let epoch = epoch.to_string();
                 let row = sqlx::query(
                     "select (select coalesce(max(term), 0) from seckill_term where item = ? and epoch = ?) as term, \
                      (select coalesce(max(units), 0) from seckill_term where item = ? and epoch = ?) as units, \
-                     (select count(*) from seckill where item = ? and epoch = ?) as recorded, \
-                     (select count(*) from seckill_void as lost where item = ? and epoch = ? and not exists (select 1 from \
-                      seckill where item = lost.item and epoch = lost.epoch and serial = lost.serial)) as void, \
-                     (select coalesce(max(serial), 0) from seckill where item = ? and epoch = ?) as highest, \
-                     (select count(*) from seckill_term where item = ? and epoch > ?) as begun, \
-                     (select count(*) from seckill where item = ? and epoch > ?) as sold",
+                     (select coalesce(max(serial), 0) from seckill where item = ? and epoch = ? and serial <= 1000000000000) as highest, \
+                     (select coalesce(max(coalesce(last_serial, serial)), 0) from seckill_void where item = ? and epoch = ?) as void_upto, \
+                     (select count(*) from seckill_conflict where reason <> 'late' and item = ? and epoch = ?) as conflicts, \
+                     (select coalesce(max(conflicts), 0) from seckill_restore where item = ? and epoch = ?) as accepted, \
+                     (select coalesce(max(newest), '') from seckill_restore where item = ? and epoch = ?) as decided, \
+                     (select coalesce(max(epoch), '') from seckill_term where item = ? and epoch > ?) as begun, \
+                     (select coalesce(max(epoch), '') from seckill where item = ? and epoch > ?) as sold",
                 );
-                let row = (0..7).fold(row, |row, _| row.bind(item).bind(&epoch));
+                let row = (0..9).fold(row, |row, _| row.bind(item).bind(&epoch));
                 let row = row.fetch_one(&mut *self.0).await.map_err(failed)?;
                 let last = sqlx::query("select remaining from seckill where item = ? and epoch = ? and serial = ?")
                     .bind(item)
@@ -196,42 +222,224 @@ macro_rules! statements {
                     .fetch_optional(&mut *self.0)
                     .await
                     .map_err(failed)?;
+                let known = |column: &str| row.try_get::<String, _>(column).map_err(failed);
+                let newer = known("begun")?.max(known("sold")?);
                 Ok(Account {
                     term: unsigned(&row, "term")?,
-                    accounted: unsigned(&row, "recorded")? + unsigned(&row, "void")?,
                     highest: unsigned(&row, "highest")?,
+                    void_upto: unsigned(&row, "void_upto")?,
                     remaining: match &last {
                         Some(last) => unsigned(last, "remaining")?,
                         None => unsigned(&row, "units")?,
                     },
-                    outdated: unsigned(&row, "begun")? + unsigned(&row, "sold")? > 0,
+                    newer: match newer > known("decided")? {
+                        true => Some(newer.parse().map_err(|error| odd("epoch", error))?),
+                        false => None,
+                    },
+                    disputed: unsigned(&row, "conflicts")?.saturating_sub(unsigned(&row, "accepted")?),
                 })
             }
 
-            pub(super) async fn winners(&mut self, item: &str, epoch: Uuid) -> Result<Vec<Sale>, LedgerError> {
-                let rows = sqlx::query(concat!(select_sale!(), "item = ? and epoch = ? and attempt is not null"))
-                    .bind(item)
-                    .bind(epoch.to_string())
-                    .fetch_all(&mut *self.0)
-                    .await
-                    .map_err(failed)?;
-                rows.iter().map(|row| Ok(standing(row)?.sale)).collect()
+            pub(super) async fn page(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                after: u64,
+                rows: u32,
+            ) -> Result<Page, LedgerError> {
+                let row = sqlx::query(
+                    "select count(*) as counted, coalesce(max(serial), 0) as last from (select serial from seckill \
+                     where item = ? and epoch = ? and serial > ? order by serial limit ?) as page",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(after))
+                .bind(i64::from(rows))
+                .fetch_one(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                Ok(Page { rows: unsigned(&row, "counted")?, last: unsigned(&row, "last")? })
             }
 
-            pub(super) async fn void(&mut self, item: &str, epoch: Uuid, serials: &[u64]) -> Result<(), LedgerError> {
-                for serial in serials {
-                    let serial = i64::try_from(*serial).map_err(|error| odd("serial", error))?;
-                    let inserted = sqlx::query("insert into seckill_void (item, epoch, serial) values (?, ?, ?)")
-                        .bind(item)
-                        .bind(epoch.to_string())
-                        .bind(serial)
-                        .execute(&mut *self.0)
-                        .await;
-                    if let Written::Refused(error) = written(inserted.map(drop))? {
-                        return Err(LedgerError::Broken(error));
+            pub(super) async fn orders(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                after: u64,
+                upto: u64,
+            ) -> Result<Vec<(u64, Uuid)>, LedgerError> {
+                let rows = sqlx::query(
+                    "select serial, order_id from seckill where item = ? and epoch = ? and serial > ? and serial <= ? \
+                     order by serial",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(after))
+                .bind(signed(upto))
+                .fetch_all(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                rows.iter().map(|row| Ok((unsigned(row, "serial")?, uuid(row, "order_id")?))).collect()
+            }
+
+            pub(super) async fn voids(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                after: u64,
+                upto: u64,
+            ) -> Result<Vec<RangeInclusive<u64>>, LedgerError> {
+                let rows = sqlx::query(
+                    "select serial, coalesce(last_serial, serial) as last from seckill_void where item = ? and epoch = ? \
+                     and serial <= ? and coalesce(last_serial, serial) > ? order by serial",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(upto))
+                .bind(signed(after))
+                .fetch_all(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                rows.iter().map(|row| Ok(unsigned(row, "serial")?..=unsigned(row, "last")?)).collect()
+            }
+
+            pub(super) async fn void(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                runs: &[RangeInclusive<u64>],
+            ) -> Result<(), LedgerError> {
+                for some in runs.chunks(RUNS_AT_ONCE) {
+                    if self.void_all(item, epoch, some).await? == Written::Taken {
+                        for run in some {
+                            self.void_all(item, epoch, std::slice::from_ref(run)).await?;
+                        }
                     }
                 }
                 Ok(())
+            }
+
+            /// All of them or none.
+            async fn void_all(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                runs: &[RangeInclusive<u64>],
+            ) -> Result<Written, LedgerError> {
+                let epoch = epoch.to_string();
+                let mut query = Builder::new("insert into seckill_void (item, epoch, serial, last_serial) ");
+                query.push_values(runs, |mut row, run| {
+                    row.push_bind(item).push_bind(&epoch).push_bind(signed(*run.start())).push_bind(signed(*run.end()));
+                });
+                match written(query.build().persistent(false).execute(&mut *self.0).await.map(drop))? {
+                    Written::Refused(error) => Err(LedgerError::Broken(error)),
+                    done => Ok(done),
+                }
+            }
+
+            pub(super) async fn winners(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                after: u64,
+                limit: u32,
+            ) -> Result<Vec<Sale>, LedgerError> {
+                let rows = sqlx::query(concat!(
+                    select_sale!(),
+                    "item = ? and epoch = ? and serial > ? and attempt is not null order by serial limit ?"
+                ))
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(after))
+                .bind(i64::from(limit))
+                .fetch_all(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                rows.iter().map(|row| Ok(standing(row)?.sale)).collect()
+            }
+
+            pub(super) async fn restored(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                restored: Restored,
+                at: &str,
+            ) -> Result<(), LedgerError> {
+                let known = self.newest().await?.get(item).map_or(epoch, |newest| epoch.max(*newest));
+                let epoch = epoch.to_string();
+                let inserted = sqlx::query(
+                    "insert into seckill_restore (item, epoch, term, serial, remaining, conflicts, newest, restored_at) \
+                     select ?, ?, ?, ?, ?, count(*), ?, ? from seckill_conflict where reason <> 'late' and item = ? and epoch = ?",
+                )
+                .bind(item)
+                .bind(&epoch)
+                .bind(signed(restored.term))
+                .bind(signed(restored.serial))
+                .bind(signed(restored.remaining))
+                .bind(known.to_string())
+                .bind(at)
+                .bind(item)
+                .bind(&epoch)
+                .execute(&mut *self.0)
+                .await;
+                noted(inserted.map(drop))
+            }
+
+            /// `settled` is the last conflict at a time when none was disputed.
+            pub(super) async fn disputed(
+                &mut self,
+                settled: &AtomicI64,
+            ) -> Result<Vec<(String, Uuid)>, LedgerError> {
+                let last = sqlx::query_scalar("select coalesce(max(id), 0) from seckill_conflict");
+                let last: i64 = last.fetch_one(&mut *self.0).await.map_err(failed)?;
+                if settled.load(Ordering::Acquire) == last {
+                    return Ok(Vec::new());
+                }
+                let conflicts = "select item, epoch, count(*) as conflicts, (select coalesce(max(conflicts), 0) \
+                     from seckill_restore as decided where decided.item = aside.item and decided.epoch = aside.epoch) as accepted \
+                     from seckill_conflict as aside";
+                let mut disputed = Vec::new();
+                for row in self.listing(conflicts, " where reason <> 'late'", None, " group by item, epoch").await? {
+                    if unsigned(&row, "conflicts")? > unsigned(&row, "accepted")? {
+                        disputed.push(sale_of(&row)?);
+                    }
+                }
+                if disputed.is_empty() {
+                    settled.store(last, Ordering::Release);
+                }
+                Ok(disputed)
+            }
+
+            pub(super) async fn archive(
+                &mut self,
+                item: &str,
+                epoch: Uuid,
+                closed: Closed,
+                at: &str,
+            ) -> Result<(), LedgerError> {
+                let inserted = sqlx::query(
+                    "insert into seckill_archive (item, epoch, seeded, remaining, sold, recorded, void, archived_at) \
+                     values (?, ?, ?, ?, ?, ?, ?, ?)",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(closed.seeded))
+                .bind(signed(closed.remaining))
+                .bind(signed(closed.sold))
+                .bind(signed(closed.recorded))
+                .bind(signed(closed.void))
+                .bind(at)
+                .execute(&mut *self.0)
+                .await;
+                noted(inserted.map(drop))
+            }
+
+            pub(super) async fn archived(
+                &mut self,
+                item: Option<&str>,
+            ) -> Result<BTreeSet<(String, Uuid)>, LedgerError> {
+                let rows = self.listing("select item, epoch from seckill_archive", "", item, "").await?;
+                rows.iter().map(sale_of).collect()
             }
 
             pub(super) async fn faults(&mut self) -> Result<Faults, LedgerError> {
@@ -392,6 +600,14 @@ macro_rules! statements {
             }
         }
 
+        /// A row that is written once: that it is there already is fine.
+        fn noted(result: Result<(), sqlx::Error>) -> Result<(), LedgerError> {
+            match written(result)? {
+                Written::Done | Written::Taken => Ok(()),
+                Written::Refused(error) => Err(LedgerError::Broken(error)),
+            }
+        }
+
         /// Adds a row's values, in the order of the columns.
         fn add(values: &mut Values, row: &Row<'_>) -> Result<(), sqlx::error::BoxDynError> {
             let mut text = Uuid::encode_buffer();
@@ -471,6 +687,9 @@ macro_rules! statements {
 
 pub(super) use {select_sale, statements};
 
+/// Runs of void serials written in one statement.
+pub(super) const RUNS_AT_ONCE: usize = 500;
+
 /// How many [`columns`] there are.
 const COLUMNS: usize = 13;
 
@@ -489,7 +708,7 @@ pub(super) const SET_ASIDE: &str = concat!(
 );
 
 /// Every table, with a question for the columns that are written or read.
-pub(super) const TABLES: [(&str, &str); 6] = [
+pub(super) const TABLES: [(&str, &str); 8] = [
     ("seckill", concat!("select ", columns!(), " from seckill where 1 = 0")),
     ("journal_offset", "select topic, `partition`, next_offset, fingerprint from journal_offset where 1 = 0"),
     ("seckill_conflict", concat!("select reason, ", columns!(), " from seckill_conflict where 1 = 0")),
@@ -498,7 +717,15 @@ pub(super) const TABLES: [(&str, &str); 6] = [
         "select topic, `partition`, `offset`, bytes, error from seckill_dead_letter where 1 = 0",
     ),
     ("seckill_term", "select item, epoch, term, units, began_at from seckill_term where 1 = 0"),
-    ("seckill_void", "select item, epoch, serial from seckill_void where 1 = 0"),
+    ("seckill_void", "select item, epoch, serial, last_serial from seckill_void where 1 = 0"),
+    (
+        "seckill_restore",
+        "select item, epoch, term, serial, remaining, conflicts, newest, restored_at from seckill_restore where 1 = 0",
+    ),
+    (
+        "seckill_archive",
+        "select item, epoch, seeded, remaining, sold, recorded, void, archived_at from seckill_archive where 1 = 0",
+    ),
 ];
 
 /// SQLSTATE of a column or a table that is not there, and SQLite's code of a statement that does
@@ -541,5 +768,10 @@ pub(super) fn odd(column: &str, error: impl std::fmt::Display) -> LedgerError {
 
 /// A sale of which nothing is recorded.
 pub(super) fn unrecorded(item: String, epoch: Uuid) -> SaleRecord {
-    SaleRecord { item, epoch, recorded: 0, void: 0, highest: 0, doubled: Vec::new() }
+    SaleRecord { item, epoch, highest: 0, conflicts: 0, doubled: Vec::new() }
+}
+
+/// A number in the column's type; what is beyond it is beyond every row.
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

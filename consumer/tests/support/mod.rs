@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use consumer::config::{Secret, Settings};
+use consumer::ledger::Ledger;
 use consumer::sale::Sale;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use uuid::Uuid;
@@ -126,4 +127,10 @@ pub fn sale(serial: u64) -> Sale {
 
 pub fn bytes(sale: &Sale) -> Vec<u8> {
     sale.to_json().expect("json")
+}
+
+/// The serials recorded of [`EPOCH`], ascending; none while they cannot be read.
+pub async fn serials(ledger: &dyn Ledger) -> Vec<u64> {
+    let orders = ledger.orders("counter", EPOCH, 0, u64::MAX).await.unwrap_or_default();
+    orders.into_iter().map(|(serial, _)| serial).collect()
 }

@@ -1,0 +1,69 @@
+//! `archive`: sales that are over are put away, with their books as they were closed.
+
+use consumer::ledger::Closed;
+use uuid::Uuid;
+
+use crate::audit::audit;
+use crate::item::Item;
+use crate::settle::Trouble;
+use crate::world::World;
+
+/// What became of an item's sales.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Archived {
+    /// These were put away.
+    Sales(Vec<Uuid>),
+    /// Nothing was: why.
+    Refused(String),
+}
+
+/// Puts away the earlier sales of an item, and the last one too when the item was taken off sale.
+/// Only what balances, and of which nothing is under way any more.
+///
+/// The stock forgets first: if that is all that happens, the ledger knows them still and `audit`
+/// shows them.
+///
+/// # Errors
+/// What could not be read or written. Once more is safe.
+pub async fn archive(world: &World, item: &Item) -> Result<Archived, Trouble> {
+    let found = audit(world, Some(item)).await?;
+    if let Some(reason) = found.reasons.first() {
+        return Ok(Archived::Refused(format!("the books do not balance: {reason}")));
+    }
+    if found.on_their_way > 0 {
+        return Ok(Archived::Refused(
+            "sales are on their way into the ledger; run it again in a moment".into(),
+        ));
+    }
+    let books = world.stock.books(item).await?;
+    if books.first().is_some_and(|book| book.shut) {
+        return Ok(Archived::Refused("the sale is shut; see `seckill restore`".into()));
+    }
+    let running = books.first().filter(|book| book.on_sale).map(|book| book.epoch);
+    let over: Vec<_> = found.items.iter().filter(|finding| Some(finding.epoch) != running).collect();
+    let away = world.ledger.archived(Some(item.name())).await?;
+    // Also those that an interrupted call left behind.
+    let earlier: Vec<Uuid> =
+        books.iter().map(|book| book.epoch).filter(|epoch| Some(*epoch) != running).collect();
+    if earlier.is_empty() && over.is_empty() {
+        return Ok(Archived::Sales(Vec::new()));
+    }
+    world.stock.forget(item, &earlier, running.is_none()).await?;
+    let kept: Vec<Uuid> =
+        world.stock.books(item).await?.iter().filter(|book| book.on_sale).map(|book| book.epoch).collect();
+    let mut sales = Vec::new();
+    for finding in over.into_iter().filter(|finding| !kept.contains(&finding.epoch)) {
+        let closed = Closed {
+            seeded: finding.seeded,
+            remaining: finding.left,
+            sold: finding.sold,
+            recorded: finding.recorded,
+            void: finding.void,
+        };
+        world.ledger.archive(item.name(), finding.epoch, closed).await?;
+        if !away.contains(&(item.name().to_owned(), finding.epoch)) {
+            sales.push(finding.epoch);
+        }
+    }
+    Ok(Archived::Sales(sales))
+}

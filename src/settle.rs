@@ -1,0 +1,213 @@
+//! What reopening and restoring have in common: a claim that is kept while one works, and the
+//! state in which nothing of a shut sale is under way any more.
+
+use std::time::Duration;
+
+use consumer::ledger::{Account, Ledger, LedgerError};
+use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
+
+use crate::audit::behind;
+use crate::item::Item;
+use crate::stock::{Attempt, Batch, Claim, Claimed, StockError, Walk};
+use crate::till::{DELIVERY_DEADLINE, TELL_WITHIN};
+use crate::world::World;
+
+/// After this nobody can still be told success on the strength of what the stock said before it
+/// was shut. With a replica, what the old master vouched for is older by at most
+/// `min-replicas-max-lag`; give it that time before a failover.
+pub const SETTLED_AFTER: Duration = TELL_WITHIN.saturating_add(Duration::from_millis(200));
+
+/// How long the ledger may stand still while it is behind.
+const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
+
+/// How often the ledger is asked whether it has caught up.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often a claim is renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
+
+/// A claim that was not renewed for so long is of somebody who died: ten renewals, so that a
+/// server that is away for some seconds costs nobody a claim.
+pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
+
+/// How often the term is raised anew when another raised it at the same time.
+const RAISES: u32 = 10;
+
+/// Why work on a claimed sale ends early.
+pub const TAKEN: &str = "somebody else took the sale over, or the stock was restarted once more";
+
+/// The state of a sale of which nothing is under way any more.
+pub struct Settled {
+    /// What the ledger has of it, under the term that its sales have from now on.
+    pub account: Account,
+    /// An order of the outbox that is not recorded.
+    pub unrecorded: Option<Uuid>,
+    /// Entries of the outbox that cannot be read.
+    pub unreadable: Vec<String>,
+}
+
+/// Does some work, and keeps the claim meanwhile.
+///
+/// # Errors
+/// Those of the work; or the claim is another's.
+pub async fn holding<T>(
+    world: &World,
+    item: &Item,
+    id: Uuid,
+    claimed: &Claimed,
+    work: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    let renewing = async {
+        loop {
+            sleep(RENEW_EVERY).await;
+            // A server that is away tells nothing; whoever has the claim then is seen at the end.
+            if let Ok(None) = world.stock.claim(item, id, Claim::Renew(claimed.life.clone())).await {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = renewing => Err(TAKEN.into()),
+    }
+}
+
+/// Waits until nothing of what a shut sale sold is under way any more. The term is raised, so that
+/// what comes late is put aside and what is counted from here on stays true.
+///
+/// # Errors
+/// A server is away, or the claim is another's.
+pub async fn settle(
+    world: &World,
+    item: &Item,
+    epoch: Uuid,
+    id: Uuid,
+    claimed: &Claimed,
+) -> Result<Settled, Trouble> {
+    sleep(world.settled_after).await;
+    announce(world, item).await?;
+    caught_up(world).await?;
+    raise(world, item, epoch, id, claimed).await?;
+    // Whatever was announced is posted by now, or will never be.
+    let (mut unrecorded, mut unreadable) = (None, Vec::new());
+    let mut outbox = Walk::through(&*world.stock, item).await?;
+    while let Some(entries) = outbox.next().await? {
+        unreadable.extend(entries.unreadable);
+        for batch in &entries.batches {
+            let there = recorded(&*world.ledger, batch).await?;
+            let absent =
+                batch.attempts.iter().zip(there).find(|(attempt, there)| *there != Some(attempt.order));
+            unrecorded = unrecorded.or(absent.map(|(attempt, _)| attempt.order));
+        }
+    }
+    let account = world.ledger.account(item.name(), epoch).await?;
+    Ok(Settled { account, unrecorded, unreadable })
+}
+
+/// Appends what stands in the outbox, is not recorded, and can be: a unit that is recorded under
+/// another order was sold by data that had gone back.
+async fn announce(world: &World, item: &Item) -> Result<(), Trouble> {
+    let mut outbox = Walk::through(&*world.stock, item).await?;
+    while let Some(entries) = outbox.next().await? {
+        let mut receipts = Vec::new();
+        for batch in &entries.batches {
+            let there = recorded(&*world.ledger, batch).await?;
+            let taken =
+                |(attempt, there): (&Attempt, &Option<Uuid>)| there.is_some_and(|it| it != attempt.order);
+            if there.contains(&None) && !batch.attempts.iter().zip(&there).any(taken) {
+                receipts.push(world.journal.append(batch));
+            }
+        }
+        let deadline = Instant::now() + DELIVERY_DEADLINE;
+        for receipt in receipts {
+            let _ = timeout_at(deadline, receipt.done()).await;
+            if !receipt.complete() {
+                return Err("the journal does not acknowledge the outbox".into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The orders under which the units of a batch are recorded.
+async fn recorded(ledger: &dyn Ledger, batch: &Batch) -> Result<Vec<Option<Uuid>>, LedgerError> {
+    let (before, units) = (batch.serial - 1, batch.attempts.len() as u64);
+    let mut orders = vec![None; batch.attempts.len()];
+    for (serial, order) in ledger.orders(batch.item.name(), batch.epoch, before, before + units).await? {
+        if let Some(there) = orders.get_mut((serial - batch.serial) as usize) {
+            *there = Some(order);
+        }
+    }
+    Ok(orders)
+}
+
+/// Raises the sale's term. Another may raise it at the same time; but as long as the claim is seen
+/// to stand *after* the term was read, nobody has opened the sale under that term.
+async fn raise(world: &World, item: &Item, epoch: Uuid, id: Uuid, claimed: &Claimed) -> Result<(), Trouble> {
+    for _ in 0..RAISES {
+        let account = world.ledger.account(item.name(), epoch).await?;
+        if world.stock.claim(item, id, Claim::Renew(claimed.life.clone())).await?.is_none() {
+            return Err(TAKEN.into());
+        }
+        if world.ledger.raise_term(item.name(), epoch, account.term).await? {
+            return Ok(());
+        }
+    }
+    Err("the sale's term is raised again and again by others".into())
+}
+
+/// Waits until the ledger has all that is in the journal now, for as long as it moves.
+///
+/// # Errors
+/// A server is away, or the ledger stands still.
+pub async fn caught_up(world: &World) -> Result<(), Trouble> {
+    let ends = world.journal.ends().await?;
+    let (mut left, mut moved) = (u64::MAX, Instant::now());
+    loop {
+        let posted = world.ledger.checkpoints(world.journal.topic()).await?;
+        let now = behind(&ends, &posted);
+        if now == 0 {
+            return Ok(());
+        }
+        if now < left {
+            (left, moved) = (now, Instant::now());
+        }
+        if moved.elapsed() > CAUGHT_UP_WITHIN {
+            return Err(format!(
+                "the ledger is {now} messages behind and does not move: is the consumer running?"
+            )
+            .into());
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Why it cannot go on, in words: which server is away, or who came in between.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Trouble(String);
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self(why)
+    }
+}
+
+impl From<&str> for Trouble {
+    fn from(why: &str) -> Self {
+        Self(why.to_owned())
+    }
+}
+
+impl From<StockError> for Trouble {
+    fn from(error: StockError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<LedgerError> for Trouble {
+    fn from(error: LedgerError) -> Self {
+        Self(error.to_string())
+    }
+}
