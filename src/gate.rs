@@ -53,6 +53,8 @@ pub struct Level {
     pub epoch: Option<Uuid>,
     /// Its term.
     pub term: u64,
+    /// Its last serial; 0 while it is shut.
+    pub serial: u64,
     /// Units left; `None`: not on sale.
     pub left: Option<u64>,
     /// Entries in the outbox.

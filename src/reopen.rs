@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use consumer::ledger::Standpoint;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -37,8 +38,8 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 const DISPUTED: &str =
     "shut: sales of it are in conflict, so its data went back; see seckill_conflict, and `seckill restore`";
 
-/// Why a node shuts a sale whose term is behind.
-const OUTDATED: &str = "shut: its data went back behind what the ledger was told when it was last opened";
+/// Why a node shuts a sale that the ledger knows better.
+const BEHIND: &str = "shut: its data went back behind what the ledger has of it";
 
 /// What was found of a sale that was shut.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -116,7 +117,7 @@ impl Reopener {
 
     /// Takes from the ledger what tills must know: the newest sales, and what contradicts the stock
     /// though the stock believes itself. A sale of which a unit was sold twice there is in dispute;
-    /// one that was held against the ledger since, under a higher term, has gone back behind that.
+    /// one of which it has the next unit has gone back.
     pub async fn watch(&self) {
         let tills = self.shop.tills();
         let ledger = &self.world.ledger;
@@ -127,21 +128,21 @@ impl Reopener {
         }
         // As they were before the ledger was asked: whatever is opened meanwhile is another term.
         let sales: Vec<_> = tills.iter().filter_map(|till| till.sale().map(|sale| (till, sale))).collect();
-        let epochs: Vec<Uuid> = sales.iter().map(|(_, (epoch, _))| *epoch).collect();
-        if let Ok(terms) = ledger.terms(&epochs).await {
-            for (till, (epoch, term)) in &sales {
-                // Seen to be open after the term was read: a term is raised while a sale is shut.
-                if till.is_open() && terms.get(epoch).is_some_and(|known| known > term) {
-                    till.distrust(*epoch, *term, OUTDATED);
+        let open: Vec<Standpoint> = sales.iter().map(|(_, sale)| sale.clone()).collect();
+        let ahead = ledger.ahead(&open).await.unwrap_or_default();
+        let disputed = ledger.disputed().await;
+        let asked = Instant::now();
+        for (till, sale) in &sales {
+            if let Ok(disputed) = &disputed {
+                if disputed.contains(&(sale.item.clone(), sale.epoch)) {
+                    till.distrust(sale, DISPUTED);
+                } else if till.doubt().as_deref() == Some(DISPUTED) {
+                    till.trust();
                 }
             }
-        }
-        let Ok(disputed) = ledger.disputed().await else { return };
-        for (till, (epoch, term)) in &sales {
-            if disputed.contains(&(till.item().name().to_owned(), *epoch)) {
-                till.distrust(*epoch, *term, DISPUTED);
-            } else if till.doubt().as_deref() == Some(DISPUTED) {
-                till.trust();
+            // What the stock says after the ledger was asked must not be what it said before.
+            if ahead.contains(sale) && till.said_since(asked).await.as_ref() == Some(sale) {
+                till.distrust(sale, BEHIND);
             }
         }
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use consumer::ledger::Standpoint;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -143,6 +144,7 @@ impl Till {
             asked: Instant::now(),
             epoch: None,
             term: 0,
+            serial: 0,
             left: None,
             open: 0,
             shut: false,
@@ -194,22 +196,29 @@ impl Till {
         self.books().doubt.as_ref().map(|doubt| Arc::clone(&doubt.why))
     }
 
-    /// The sale, and its term, as the stock said last.
-    pub fn sale(&self) -> Option<(Uuid, u64)> {
+    /// How far the sale is, as the stock said last.
+    pub fn sale(&self) -> Option<Standpoint> {
         let level = self.level.load();
-        level.epoch.map(|epoch| (epoch, level.term))
+        let item = self.item.name().to_owned();
+        level.epoch.map(|epoch| Standpoint { item, epoch, term: level.term, serial: level.serial })
     }
 
-    /// Whether the stock said a moment ago that the sale goes on.
-    pub fn is_open(&self) -> bool {
-        self.level.load().doubt().is_none()
+    /// The same, as it says when it is asked after this; `None` unless the sale goes on then.
+    pub async fn said_since(&self, asked: Instant) -> Option<Standpoint> {
+        let mut replies = self.replies.subscribe();
+        while self.level.load().asked <= asked {
+            replies.changed().await.ok()?;
+        }
+        self.sale().filter(|_| self.level.load().doubt().is_none())
     }
 
     /// Does not believe the stock any more, as long as it speaks of this sale in this term: until
     /// its books were held against the ledger.
-    pub fn distrust(&self, epoch: Uuid, term: u64, why: &str) {
-        if self.sale() == Some((epoch, term)) {
-            self.books().doubt.get_or_insert(Doubt { why: why.into(), epoch, term });
+    pub fn distrust(&self, sale: &Standpoint, why: &str) {
+        let level = self.level.load();
+        if (level.epoch, level.term) == (Some(sale.epoch), sale.term) {
+            let doubt = Doubt { why: why.into(), epoch: sale.epoch, term: sale.term };
+            self.books().doubt.get_or_insert(doubt);
         }
     }
 
@@ -455,6 +464,7 @@ impl Till {
                     asked,
                     epoch: reply.epoch,
                     term: reply.term,
+                    serial: reply.serial,
                     left: reply.left,
                     open: reply.open,
                     shut: why.is_some(),

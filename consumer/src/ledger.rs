@@ -61,8 +61,8 @@ pub trait Ledger: Record {
     /// The newest sale of every item, also one that was put away: a new one must be later.
     async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError>;
 
-    /// The terms of these sales, of those whose term was ever raised.
-    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError>;
+    /// Which of these sales, as the stock has them, are further here: the next serial is recorded.
+    async fn ahead(&self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError>;
 
     /// What is known of a sale without counting it. True for the moment: more may be posted.
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;
@@ -213,6 +213,19 @@ pub struct Account {
     pub newer: Option<Uuid>,
     /// Sales in conflict that no restore has accepted.
     pub disputed: u64,
+}
+
+/// How far a sale is, as somebody has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standpoint {
+    /// What is sold.
+    pub item: String,
+    /// Which sale of it.
+    pub epoch: Uuid,
+    /// The sale's term.
+    pub term: u64,
+    /// The last serial.
+    pub serial: u64,
 }
 
 /// Some recorded serials that follow each other.

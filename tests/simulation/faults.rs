@@ -98,8 +98,8 @@ pub enum Mutation {
     AddWhileShut,
     /// The reply does not say how far the book is.
     HideSerial,
-    /// A term behind the ledger's shuts nothing.
-    IgnoreTerms,
+    /// A book behind the ledger shuts nothing before a unit is sold twice.
+    IgnoreTheNextUnit,
     /// A conflict in the ledger shuts nothing.
     IgnoreConflicts,
     /// The consumer's transaction does not read the term.

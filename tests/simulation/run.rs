@@ -33,6 +33,8 @@ use crate::servers::{Face, MAX_LAG, Member, Node, Sim};
 
 /// After healing, everything must be at rest within this.
 const REST_WITHIN: Duration = Duration::from_secs(400);
+/// With nothing in the way, so long after the ledger knows better nodes know it too.
+const WATCHED_WITHIN: Duration = Duration::from_secs(3);
 /// As long as the process gives its tills.
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
 /// After this nothing more comes of an order that stands nowhere.
@@ -429,7 +431,22 @@ impl Run {
                 let kept = run.sim.state().redis.clone();
                 sleep(later).await;
                 *run.rewound.lock().expect("not poisoned") = Some(Instant::now());
-                run.roll_back(kept, Loss::Unseen, &format!("put back by {} ms", later.as_millis()));
+                let what = format!("put back by {} ms", later.as_millis());
+                run.roll_back(kept.clone(), Loss::Unseen, &what);
+                // Half of the time nobody is left who knew better; some put it in twice.
+                let (forgets, twice, after) = {
+                    let mut state = run.sim.state();
+                    (state.chance.in_thousand(500), state.chance.in_thousand(300), state.ms(3000, 9000))
+                };
+                if forgets {
+                    tokio::join!(run.crash(0), run.crash(1));
+                }
+                if twice {
+                    sleep(after).await;
+                    *run.rewound.lock().expect("not poisoned") = Some(Instant::now());
+                    run.roll_back(kept, Loss::Unseen, &format!("{what}, once more"));
+                    tokio::join!(run.crash(0), run.crash(1));
+                }
             });
         }
         for _ in 0..faults.flushes {
@@ -696,6 +713,13 @@ impl Run {
         if let Some(why) = self.rest(items).await {
             return vec![why];
         }
+        if self.rewound.lock().expect("not poisoned").is_some() {
+            // What the ledger knows better is seen by now.
+            sleep(WATCHED_WITHIN).await;
+            if let Some(why) = self.rest(items).await {
+                return vec![why];
+            }
+        }
         // Everybody with a key asks once more.
         let asked: BTreeMap<(Item, u64), ()> = self
             .told
@@ -706,6 +730,15 @@ impl Run {
             .collect();
         for (item, key) in asked.keys() {
             self.buy(usize::from(*key % 2 == 0), item, Some(*key), Duration::from_secs(60), true).await;
+        }
+        if let Some(why) = self.rest(items).await {
+            return vec![why];
+        }
+        // And some who come late: by now whatever the ledger knows has been noticed.
+        for item in items {
+            for key in [None, Some(100), Some(101)] {
+                self.buy(key.is_some().into(), item, key, Duration::from_secs(60), true).await;
+            }
         }
         if let Some(why) = self.rest(items).await {
             return vec![why];

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use consumer::ledger::{
     Account, Batch as Posting, Checkpoint, Closed, Faults as Aside, Ledger, LedgerError, Message, Page,
-    Posted, Record, Restored, SaleRecord, post,
+    Posted, Record, Restored, SaleRecord, Standpoint, post,
 };
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
@@ -819,13 +819,17 @@ impl Ledger for Face {
         self.0.book("newest", async |books| Ok(books.newest())).await
     }
 
-    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
-        if self.0.sim.mutation == Some(Mutation::IgnoreTerms) {
-            return Ok(BTreeMap::new());
-        }
-        let terms = self.0.book("terms", async |books| Ok(books.terms.clone())).await?;
-        let raised = terms.into_iter().filter(|((_, epoch), (term, _))| *term > 0 && epochs.contains(epoch));
-        Ok(raised.map(|((_, epoch), (term, _))| (epoch, term)).collect())
+    async fn ahead(&self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError> {
+        let mutation = self.0.sim.mutation;
+        self.0
+            .book("ahead", async |books| {
+                let further = |sale: &&Standpoint| {
+                    let next = (sale.item.clone(), sale.epoch, sale.serial.saturating_add(1));
+                    books.units.contains_key(&next) && mutation != Some(Mutation::IgnoreTheNextUnit)
+                };
+                Ok(sales.iter().filter(further).cloned().collect())
+            })
+            .await
     }
 
     async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError> {

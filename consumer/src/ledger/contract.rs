@@ -13,7 +13,7 @@ use super::sqlite::SqliteLedger;
 use super::statements::TABLES;
 use super::{
     Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Part, Posted, Record, Restored,
-    SaleRecord, fingerprint,
+    SaleRecord, Standpoint, fingerprint,
 };
 use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
@@ -418,9 +418,16 @@ async fn what_the_ledger_knows_of_a_sale(books: &dyn Books) {
     assert!(raise(books, EPOCH, 1).await);
     assert!(!raise(books, EPOCH, 1).await, "somebody else raised it");
     assert_eq!(account(books, EPOCH).await.term, 2);
-    let terms = books.ledger().terms(&[newer, EPOCH, Uuid::now_v7()]).await.expect("terms");
-    assert_eq!(terms, BTreeMap::from([(newer, 1), (EPOCH, 2)]));
-    assert_eq!(books.ledger().terms(&[]).await.expect("terms"), BTreeMap::new());
+    let at = |epoch, term, serial| Standpoint { item: "counter".into(), epoch, term, serial };
+    let level = [at(EPOCH, 2, 4), at(newer, 1, 0), at(Uuid::now_v7(), 0, 0), at(EPOCH, 2, 1)];
+    assert_eq!(books.ledger().ahead(&level).await.expect("asked"), []);
+    // Serial 2 is not recorded, 1 and 4 are.
+    let behind = [at(EPOCH, 2, 3), at(EPOCH, 1, 3), at(EPOCH, 2, 0), at(EPOCH, 0, 0)];
+    let asked = [&level[..], &behind].concat();
+    assert_eq!(books.ledger().ahead(&asked).await.expect("asked"), behind);
+    assert_eq!(books.ledger().ahead(&[]).await.expect("asked"), []);
+    let many: Vec<_> = asked.iter().cycle().take(20 * asked.len()).cloned().collect();
+    assert_eq!(books.ledger().ahead(&many).await.expect("asked").len(), 80);
     let winners =
         async |after, limit| books.ledger().winners("counter", EPOCH, after, limit).await.expect("winners");
     assert_eq!(winners(0, 1).await, std::slice::from_ref(&named));

@@ -20,12 +20,12 @@ use uuid::Uuid;
 use super::post::{self, MAX_ROWS, Standing, Tables, Written};
 use super::row::{Row, datetime, timestamp};
 use super::statements::{
-    Failure, RUNS_AT_ONCE, SET_ASIDE, TABLES, broken, insert, odd, select_sale, signed, statements,
-    unrecorded,
+    Failure, RUNS_AT_ONCE, SALES_AT_ONCE, SET_ASIDE, TABLES, broken, insert, odd, select_sale, signed,
+    statements, unrecorded,
 };
 use super::{
     Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Page, Posted, Record, Restored,
-    SaleRecord,
+    SaleRecord, Standpoint,
 };
 use crate::config::ConfigError;
 use crate::sale::Sale;
@@ -198,8 +198,8 @@ impl Ledger for MySqlLedger {
         asked!(self, newest())
     }
 
-    async fn terms(&self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
-        asked!(self, terms(epochs))
+    async fn ahead(&self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError> {
+        asked!(self, ahead(sales))
     }
 
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError> {

@@ -172,13 +172,23 @@ macro_rules! statements {
                 Ok(newest)
             }
 
-            pub(super) async fn terms(&mut self, epochs: &[Uuid]) -> Result<BTreeMap<Uuid, u64>, LedgerError> {
-                let mut query = Builder::new("select epoch, term from seckill_term where term > 0 and epoch in (''");
-                for epoch in epochs {
-                    query.push(", ").push_bind(epoch.to_string());
+            pub(super) async fn ahead(&mut self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError> {
+                let mut ahead = Vec::new();
+                for some in sales.chunks(SALES_AT_ONCE) {
+                    let mut query = Builder::new("");
+                    for (number, sale) in (0_i64..).zip(some) {
+                        query.push(if number == 0 { "select " } else { " union all select " }).push(number);
+                        query.push(" as number, (select count(*) from seckill where item = ").push_bind(&sale.item);
+                        query.push(" and epoch = ").push_bind(sale.epoch.to_string()).push(" and serial = ");
+                        query.push_bind(signed(sale.serial.saturating_add(1))).push(") as further");
+                    }
+                    for row in query.build().persistent(false).fetch_all(&mut *self.0).await.map_err(failed)? {
+                        if unsigned(&row, "further")? > 0 {
+                            ahead.extend(some.get(unsigned(&row, "number")? as usize).cloned());
+                        }
+                    }
                 }
-                let rows = query.push(")").build().persistent(false).fetch_all(&mut *self.0).await.map_err(failed)?;
-                rows.iter().map(|row| Ok((uuid(row, "epoch")?, unsigned(row, "term")?))).collect()
+                Ok(ahead)
             }
 
             /// The sale has its row already.
@@ -686,6 +696,9 @@ macro_rules! statements {
 }
 
 pub(super) use {select_sale, statements};
+
+/// Sales asked about in one statement.
+pub(super) const SALES_AT_ONCE: usize = 50;
 
 /// Runs of void serials written in one statement.
 pub(super) const RUNS_AT_ONCE: usize = 500;
