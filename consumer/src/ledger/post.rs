@@ -89,7 +89,7 @@ pub struct Standing {
 /// Posts a batch; the caller commits when it succeeds and rolls back when it does not.
 ///
 /// # Errors
-/// As [`super::Ledger::post`]; nothing of the batch may be kept then.
+/// As [`super::Record::post`]; nothing of the batch may be kept then.
 pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, LedgerError> {
     // Everyone locks in the order of the partitions, so no two can wait for each other.
     for part in &batch.parts {
