@@ -23,6 +23,7 @@ use crate::operate;
 use crate::outbox::Announcer;
 use crate::reopen::Reopener;
 use crate::shop::Shop;
+use crate::stock::Stock;
 use crate::world::{Kind, Purpose, World};
 
 /// Connections that may wait to be accepted: a whole sale arrives in one second.
@@ -30,6 +31,9 @@ const BACKLOG: i32 = 8192;
 
 /// The limit of open files that a shell usually sets, when the system does not say.
 const USUAL_OPEN_FILES: u64 = 1024;
+
+/// How often the stock's settings are looked at.
+const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
 
 /// The parts of a shut-down, whose sum stays within 15 s: buyers in flight have 6 s (see
 /// [`http`]), then what was taken has this to be acknowledged, ...
@@ -151,12 +155,14 @@ async fn background(
         Kind::Servers(journal) => {
             let mut watch = tokio::spawn(Arc::clone(journal).watch());
             let tables = tokio::spawn(make_tables(world.clone()));
+            let promises = tokio::spawn(watch_promises(Arc::clone(&world.stock)));
             let ended = tokio::select! {
                 _ = stop => Ok(()),
                 _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
             };
             watch.abort();
             tables.abort();
+            promises.abort();
             ended
         }
         Kind::Embedded(file, _) => {
@@ -183,6 +189,20 @@ async fn make_tables(world: World) {
             }
             Err(error) => return log::error!("orders cannot be looked up: {error}"),
         }
+    }
+}
+
+/// Says which settings of the stock break the promise, once each: at the start, and when a failover
+/// or a new replica changes them.
+async fn watch_promises(stock: Arc<dyn Stock>) {
+    let mut looks = tokio::time::interval(LOOK_AT_SETTINGS_EVERY);
+    let mut said = Vec::new();
+    loop {
+        looks.tick().await;
+        // Away: whoever sells says so.
+        let Ok(broken) = stock.broken_promises().await else { continue };
+        broken.iter().filter(|it| !said.contains(*it)).for_each(|it| log::warn!("redis: {it}"));
+        said = broken;
     }
 }
 

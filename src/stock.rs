@@ -81,6 +81,11 @@ pub trait Stock: Send + Sync {
     async fn forget(&self, _item: &Item, _epochs: &[Uuid], _all: bool) -> Result<(), StockError> {
         Ok(())
     }
+
+    /// Settings of the server under which told sales can be lost, each with its remedy.
+    async fn broken_promises(&self) -> Result<Vec<String>, StockError> {
+        Ok(Vec::new())
+    }
 }
 
 /// An entry's name in the outbox: a batch's id, if nobody meddled with it.

@@ -1,7 +1,9 @@
 //! The stock in Redis: an operator's plain counter, and its books beside it.
 
 mod link;
+mod promise;
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -348,6 +350,23 @@ impl Stock for RedisStock {
             self.read::<Value>(ITEMS, redis::cmd("SREM").arg(ITEMS).arg(item.name())).await?;
         }
         Ok(())
+    }
+
+    async fn broken_promises(&self) -> Result<Vec<String>, StockError> {
+        let about: String = self.read("INFO", redis::cmd("INFO").arg("replication")).await?;
+        let replicas =
+            about.lines().find_map(|line| line.strip_prefix("connected_slaves:")?.trim().parse().ok());
+        let mut settings = HashMap::new();
+        for name in promise::ASKED {
+            let answer = self.read("CONFIG GET", redis::cmd("CONFIG").arg("GET").arg(name)).await;
+            match answer {
+                Ok(told) => settings.extend::<HashMap<String, String>>(told),
+                // It answered just now: it may not be asked.
+                Err(StockError::Refused(why)) => return Ok(vec![promise::not_told(&why)]),
+                Err(silent @ StockError::Silent(_)) => return Err(silent),
+            }
+        }
+        Ok(promise::broken(&settings, replicas.unwrap_or(0)))
     }
 
     async fn books(&self, item: &Item) -> Result<Vec<Book>, StockError> {

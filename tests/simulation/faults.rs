@@ -37,6 +37,8 @@ pub struct Faults {
     pub by_hand: u64,
     pub new_sales: u64,
     pub restores: u64,
+    /// Units that a node sold while the journal was away, and died.
+    pub backlog: u64,
 }
 
 impl Faults {
@@ -81,6 +83,10 @@ impl Faults {
             faults.rewinds = chance.between(0, 2);
             faults.flushes = chance.between(0, 1);
         }
+        // An outbox of thousands is slow also here.
+        if chance.in_thousand(1) {
+            faults.backlog = chance.between(1000, 3000);
+        }
         faults
     }
 }
@@ -92,14 +98,14 @@ pub enum Mutation {
     BelieveARestart,
     /// take.lua compares the process alone, not the history of its data.
     BelieveAProcess,
-    /// A claim is renewed also in another life of the data.
-    RenewInAnyLife,
     /// Units are added also while the sale is shut.
     AddWhileShut,
     /// The reply does not say how far the book is.
     HideSerial,
     /// A book behind the ledger shuts nothing before a unit is sold twice.
     IgnoreTheNextUnit,
+    /// A book of a term that is over shuts nothing.
+    IgnoreTheTerm,
     /// A conflict in the ledger shuts nothing.
     IgnoreConflicts,
     /// The consumer's transaction does not read the term.

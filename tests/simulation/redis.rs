@@ -310,8 +310,7 @@ impl Redis {
         let overrules = matches!(claim, Claim::Doubt(_) | Claim::Overrule(_));
         let (from, waits) = match claim {
             Claim::Renew(life) => {
-                let same = life == here.to_string() || mutation == Some(Mutation::RenewInAnyLife);
-                if book.shut.as_ref() != Some(&id) || !same {
+                if book.shut.as_ref() != Some(&id) || life != here.to_string() {
                     return None;
                 }
                 book.beat += 1;

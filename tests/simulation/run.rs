@@ -21,7 +21,7 @@ use seckill::reopen::Reopener;
 use seckill::restore::{Restoration, Wish, restore};
 use seckill::settle::SETTLED_AFTER;
 use seckill::shop::{OrderStatus, Purchase, Shop};
-use seckill::stock::{Attempt, Stock};
+use seckill::stock::{self, Attempt, Call, Stock, moment};
 use seckill::world::{Kind, World};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -128,6 +128,13 @@ fn kind() -> &'static Kind {
     })
 }
 
+/// An order's name, an hour old, so that one who asks for it later is not told to wait: that it is
+/// old enough by the run's clock is for whoever asks to see to.
+fn old_order() -> Uuid {
+    let hour_ago = uuid::Timestamp::now(uuid::NoContext).to_unix().0 - 3600;
+    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, hour_ago, 0))
+}
+
 fn world(node: &Arc<Node>) -> World {
     let face = Arc::new(Face(Arc::clone(node)));
     let (stock, journal, ledger): (Arc<dyn Stock>, Arc<dyn Journal>, Arc<dyn Ledger>) =
@@ -224,10 +231,7 @@ impl Run {
         let round = self.round(item);
         let shop = &process.shop;
         let till = shop.tills().into_iter().find(|till| till.item() == item);
-        // An hour old by its name, so that one who asks for it later is not told to wait: that it is
-        // old enough by the run's clock is for whoever asks to see to.
-        let hour_ago = uuid::Timestamp::now(uuid::NoContext).to_unix().0 - 3600;
-        let own = Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, hour_ago, 0));
+        let own = old_order();
         let direct = key.is_none() && till.is_some() && self.sim.state().chance.in_thousand(700);
         let asking = async {
             match till {
@@ -325,10 +329,13 @@ impl Run {
         }
         for item in &items {
             if by_set {
-                self.sim.state().by_hand(item, |_| Some(units as i64));
+                self.sim.state().by_hand(item, |_| Some((units + faults.backlog) as i64));
                 self.sim.log(|_| format!("operator: SET {item} {units}"));
             } else {
-                self.new_sale(item, units).await;
+                self.new_sale(item, units + faults.backlog).await;
+            }
+            if faults.backlog > 0 {
+                self.fill_outbox(item, faults.backlog);
             }
         }
         for name in ["a0", "b0"] {
@@ -512,6 +519,39 @@ impl Run {
             done.expect("no task of a run panics");
         }
         self.heal(&items).await
+    }
+
+    /// What a node leaves that sold so many, each by itself, while the journal was away, and died.
+    fn fill_outbox(&self, item: &Item, sales: u64) {
+        let (began, round) = (Instant::now(), (self.round(item), self.round(item)));
+        let mut state = self.sim.state();
+        for _ in 0..sales {
+            let order = old_order();
+            let call = Call {
+                id: Uuid::now_v7(),
+                offer: Uuid::now_v7(),
+                at: moment(),
+                taking: true,
+                attempts: vec![Attempt { order, name: None }],
+                settled: Vec::new(),
+            };
+            // The seed's answer may have been lost with the sale.
+            let taken = state.redis.take(item, &call, None, None);
+            if taken.is_ok_and(|reply| matches!(reply.outcomes[..], [stock::Outcome::Taken(_)])) {
+                self.told.lock().expect("not poisoned").push(Told {
+                    item: item.clone(),
+                    key: None,
+                    order: Some(order),
+                    said: None,
+                    began,
+                    ended: began,
+                    round,
+                    last: false,
+                });
+            }
+        }
+        drop(state);
+        self.sim.log(|_| format!("a node sold {sales} of {item} while the journal was away, and died"));
     }
 
     fn leave(&self, id: u64) {

@@ -825,7 +825,11 @@ impl Ledger for Face {
             .book("ahead", async |books| {
                 let further = |sale: &&Standpoint| {
                     let next = (sale.item.clone(), sale.epoch, sale.serial.saturating_add(1));
-                    books.units.contains_key(&next) && mutation != Some(Mutation::IgnoreTheNextUnit)
+                    let sold = books.units.contains_key(&next);
+                    let over =
+                        books.terms.get(&(sale.item.clone(), sale.epoch)).is_some_and(|it| it.0 > sale.term);
+                    (sold && mutation != Some(Mutation::IgnoreTheNextUnit))
+                        || (over && mutation != Some(Mutation::IgnoreTheTerm))
                 };
                 Ok(sales.iter().filter(further).cloned().collect())
             })

@@ -46,6 +46,9 @@ enum Kind {
     RedisWiped,
     /// Started with an older file, and `restore`.
     RedisRolledBack,
+    /// Followed its replica, which has not got the last sales, and is the master again in the same
+    /// process; and `restore`.
+    Failback,
     /// Deleted, made again by the service, and healed as the README says.
     TopicRecreated,
     /// Under the embedded file.
@@ -102,6 +105,7 @@ kinds! {
     swallow_mariadb: Kind::Answers(Part::MariaDb, Answers::Swallow);
     redis_wiped: Kind::RedisWiped;
     redis_rolled_back: Kind::RedisRolledBack;
+    failback: Kind::Failback;
     topic_recreated: Kind::TopicRecreated;
     disk_full: Kind::DiskFull;
 }
@@ -149,7 +153,7 @@ impl Kind {
                 Meanwhile::Shut("unavailable")
             }
             Kind::Answers(Part::Redis | Part::Kafka, Answers::Swallow) => Meanwhile::Shut("unavailable"),
-            Kind::RedisRolledBack | Kind::DiskFull => Meanwhile::Shut("unavailable"),
+            Kind::RedisRolledBack | Kind::Failback | Kind::DiskFull => Meanwhile::Shut("unavailable"),
             Kind::RedisWiped => Meanwhile::Shut("not_on_sale"),
             Kind::Kill(_) | Kind::Stop(_) | Kind::Answers(Part::MariaDb, _) => Meanwhile::Sold,
             Kind::Answers(..) | Kind::TopicRecreated => Meanwhile::Either,
@@ -355,6 +359,16 @@ impl Stage {
                 std::fs::rename(&copy, &file).unwrap();
                 self.servers_mut().start_redis().await;
             }
+            Kind::Failback => {
+                let servers = self.servers();
+                let (_replica, port) = servers.replica().await;
+                load.sells_after(Instant::now(), OPEN_WITHIN).await;
+                servers.redis_at::<()>(port, &["REPLICAOF", "NO", "ONE"]).await;
+                load.sells(load.sold() + SOLD_AND_FORGOTTEN).await;
+                servers.redis::<()>(&["REPLICAOF", "127.0.0.1", &port.to_string()]).await;
+                servers.follows(servers.redis_port).await;
+                servers.redis::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+            }
             Kind::TopicRecreated => {
                 delete(&self.servers().topic).await;
                 let status = self.consumers[0].ended(OPEN_WITHIN).await;
@@ -397,7 +411,7 @@ impl Stage {
             let (order, _) = load.sells_after(broken, NOTICED_WITHIN).await;
             self.is_recorded(order).await;
         }
-        if self.kind == Kind::RedisRolledBack {
+        if matches!(self.kind, Kind::RedisRolledBack | Kind::Failback) {
             until("it is seen to be incomplete", OPEN_WITHIN, async || {
                 self.nodes.iter().any(|node| node.process.log().contains("seckill restore --item counter"))
             })
@@ -422,10 +436,9 @@ impl Stage {
             Kind::Stop(Part::Kafka | Part::MariaDb) => self.shared().is("resume"),
             Kind::Stop(part) => self.process(part).signal("CONT"),
             Kind::Answers(..) => self.proxy.as_ref().unwrap().answers(Answers::Pass),
-            Kind::RedisWiped | Kind::RedisRolledBack => {
-                // It may say that somebody came in between; once more is safe.
-                until("restore", OPEN_WITHIN, async || self.operate(&["restore", "--yes"]).status.success())
-                    .await;
+            Kind::RedisWiped | Kind::RedisRolledBack | Kind::Failback => {
+                let restored = self.operate(&["restore", "--yes"]);
+                assert!(restored.status.success(), "{restored:?}");
                 let again = self.operate(&["restore", "--yes"]);
                 assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to do"), "{again:?}");
             }

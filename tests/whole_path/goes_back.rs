@@ -1,14 +1,13 @@
 //! Redis whose data goes back, in every way that a server's data does: it is noticed, nothing that
 //! was told is lost, and `restore` mends it while nodes run.
 
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::buyers::{buy, client, count, crowd, told};
 use crate::faults::undisturbed;
-use crate::process::{Process, free_port, until};
+use crate::process::{Process, until};
 use crate::world::{Node, Servers, ready};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -60,18 +59,7 @@ async fn restored(servers: &Servers, nodes: &[Node]) -> String {
 async fn a_master_is_demoted_and_promoted_again() {
     let _turn = undisturbed().await;
     let (servers, _consumer, nodes) = on_sale(50).await;
-    let (port, folder) = (free_port(), servers.folder.path().join("replica"));
-    std::fs::create_dir(&folder).unwrap();
-    let mut command = Command::new("redis-server");
-    command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
-    command.args(["--repl-diskless-sync-delay", "0", "--replicaof"]);
-    command.arg(format!("127.0.0.1 {}", servers.redis_port)).arg("--dir").arg(&folder);
-    let _replica = Process::start("replica", command, &folder.join("log"));
-    servers.redis_answers(port).await;
-    until("it follows", SOON, async || {
-        servers.redis_at::<String>(port, &["INFO", "replication"]).await.contains("master_link_status:up")
-    })
-    .await;
+    let (_replica, port) = servers.replica().await;
     // A first replica begins a history: looked at once, and opened again.
     until("the books were looked at", SOON, async || nodes[0].process.log().contains("the sale goes on"))
         .await;
@@ -93,12 +81,9 @@ async fn a_master_is_demoted_and_promoted_again() {
 
     let run = servers.redis::<String>(&["INFO", "server"]).await;
     servers.redis::<String>(&["REPLICAOF", "127.0.0.1", &port.to_string()]).await;
-    until("it has the other's data", SOON, async || {
-        servers.redis::<String>(&["INFO", "replication"]).await.contains("master_link_status:up")
-            && servers.redis::<Option<String>>(&["HGET", "{counter}:book", "serial"]).await.as_deref()
-                == Some("10")
-    })
-    .await;
+    servers.follows(servers.redis_port).await;
+    let serial = servers.redis::<Option<String>>(&["HGET", "{counter}:book", "serial"]).await;
+    assert_eq!(serial.as_deref(), Some("10"), "it has the other's data");
     servers.redis::<String>(&["REPLICAOF", "NO", "ONE"]).await;
     let id = |info: &str| info.lines().find(|line| line.starts_with("run_id")).map(str::to_owned);
     assert_eq!(id(&servers.redis::<String>(&["INFO", "server"]).await), id(&run), "the same process");

@@ -336,3 +336,27 @@ async fn redis_out_of_memory() {
     orders.extend(told(&after));
     servers.balance(&orders, 100).await;
 }
+
+/// What Redis must be set to is said at the start, and when it changes.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_settings_that_break_the_promise_are_said() {
+    let servers = Servers::start().await;
+    let _consumer = servers.consumer();
+    servers.redis::<()>(&["CONFIG", "SET", "appendfsync", "everysec"]).await;
+    let node = servers.ready_node(&[]).await;
+    let says = |words: &'static str| {
+        let log = || node.process.log();
+        until(words, Duration::from_secs(20), async move || log().contains(words))
+    };
+    says("appendfsync is everysec").await;
+    servers.redis::<()>(&["CONFIG", "SET", "appendfsync", "always"]).await;
+    servers.redis::<()>(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    says("maxmemory-policy is allkeys-lru").await;
+    let (_replica, _) = servers.replica().await;
+    says("min-replicas-to-write is 0 though it has replicas").await;
+    assert_eq!(node.process.log().matches("appendfsync is").count(), 1, "once is enough");
+    servers.redis::<()>(&["SET", "counter", "10"]).await;
+    node.reaches("open", Duration::from_secs(20)).await;
+    let heard = crowd(&[node.buy_url()], 12, 4, false).await;
+    servers.balance(&told(&heard), 10).await;
+}

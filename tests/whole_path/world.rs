@@ -119,6 +119,28 @@ impl Servers {
         self.redis_answers(self.redis_port).await;
     }
 
+    /// A replica of this test's Redis, once it follows.
+    pub async fn replica(&self) -> (Process, u16) {
+        let (port, folder) = (free_port(), self.folder.path().join("replica"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
+        command.args(["--repl-diskless-sync-delay", "0", "--replicaof"]);
+        command.arg(format!("127.0.0.1 {}", self.redis_port)).arg("--dir").arg(&folder);
+        let replica = Process::start("replica", command, &folder.join("log"));
+        self.redis_answers(port).await;
+        self.follows(port).await;
+        (replica, port)
+    }
+
+    /// Waits until the Redis at this port has what its master has.
+    pub async fn follows(&self, port: u16) {
+        until("it follows", Duration::from_secs(20), async || {
+            self.redis_at::<String>(port, &["INFO", "replication"]).await.contains("master_link_status:up")
+        })
+        .await;
+    }
+
     pub async fn redis_answers(&self, port: u16) {
         until("redis answers", Duration::from_secs(10), async || {
             let Ok(client) = redis::Client::open(format!("redis://127.0.0.1:{port}/0")) else {
