@@ -37,6 +37,11 @@ pub struct Faults {
     pub by_hand: u64,
     pub new_sales: u64,
     pub restores: u64,
+    pub journal_refuses: u64,
+    pub journal_forgets: u64,
+    pub markers: u64,
+    pub cuts: u64,
+    pub topics_made_anew: u64,
 }
 
 impl Faults {
@@ -74,12 +79,20 @@ impl Faults {
             // Drawn last, so that seeds of before mean what they meant.
             failbacks: often(2),
             adds: often(3),
+            journal_refuses: often(2),
+            journal_forgets: often(20),
+            markers: often(300),
             ..Self::default()
         };
         // Rarer, since what is checked of a run is less once nobody can notice what happened.
         if chance.in_thousand(150) {
             faults.rewinds = chance.between(0, 2);
             faults.flushes = chance.between(0, 1);
+        }
+        // Rarer still: once a log has lost something, what is checked is that everybody hears of it.
+        if chance.in_thousand(100) {
+            faults.cuts = chance.between(0, 2);
+            faults.topics_made_anew = u64::from(faults.cuts == 0);
         }
         faults
     }
@@ -100,6 +113,12 @@ pub enum Mutation {
     HideSerial,
     /// A book behind the ledger shuts nothing before a unit is sold twice.
     IgnoreTheNextUnit,
+    /// A log that ends before what is recorded has nothing more to be recorded.
+    EndBelowNextIsCaughtUp,
+    /// A reader begins where the log does, whatever stood before.
+    SkipTheHead,
+    /// Sales are taken though the last one was refused.
+    TakeAfterARefusal,
     /// A conflict in the ledger shuts nothing.
     IgnoreConflicts,
     /// The consumer's transaction does not read the term.
