@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
-use consumer::ledger::{Checkpoint, LISTED, SaleRecord};
+use consumer::ledger::{LISTED, SaleRecord};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::gaps::{self, Gaps, Runs};
 use crate::item::Item;
-use crate::settle::Trouble;
+use crate::settle::{Trouble, recorded_all};
 use crate::stock::{Book, Walk};
 use crate::world::World;
 
@@ -70,17 +70,6 @@ struct Before {
     outbox: BTreeMap<Uuid, Runs>,
 }
 
-/// Messages in the journal that the ledger has not posted.
-#[must_use]
-pub fn behind(ends: &BTreeMap<i32, i64>, posted: &BTreeMap<i32, Checkpoint>) -> u64 {
-    ends.iter()
-        .map(|(partition, end)| {
-            let next = posted.get(partition).map_or(0, |checkpoint| checkpoint.next);
-            u64::try_from(end - next).unwrap_or(0)
-        })
-        .sum()
-}
-
 /// The items that stock or ledger know, those over apart.
 ///
 /// # Errors
@@ -127,9 +116,7 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, Trouble>
         outbox.values_mut().for_each(|runs| *runs = merged(std::mem::take(runs)));
         before.push(Before { item, books, outbox });
     }
-    let ends = world.journal.ends().await?;
-    let posted = world.ledger.checkpoints(world.journal.topic()).await?;
-    let caught_up = behind(&ends, &posted) == 0;
+    let caught_up = recorded_all(&*world.journal, &*world.ledger).await?;
     let name = only.map(Item::name);
     let records = world.ledger.sales(name).await?;
     let archived = world.ledger.archived(name).await?;

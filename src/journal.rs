@@ -3,12 +3,12 @@
 pub mod kafka;
 pub mod sqlite;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use consumer::progress::Extents;
 use tokio::sync::Notify;
 
 use crate::stock::Batch;
@@ -28,14 +28,19 @@ pub trait Journal: Send + Sync {
     /// The reason, for `/readyz`.
     fn ready(&self) -> Result<(), String>;
 
+    /// Why the last sales were not taken, if none was acknowledged since.
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
     /// The topic's name, as checkpoints know it.
     fn topic(&self) -> &str;
 
-    /// The end of every partition: the offset of the next sale.
+    /// What the log has of every partition.
     ///
     /// # Errors
     /// Why it could not be read.
-    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String>;
+    async fn extents(&self) -> Result<Extents, String>;
 
     /// Waits until everything appended was acknowledged or given up.
     async fn flush(&self, within: Duration);
@@ -142,15 +147,16 @@ pub(crate) mod contract {
         }
     }
 
-    /// Runs the contract: what was acknowledged lies before the ends, and nothing hangs.
+    /// Runs the contract: what was acknowledged lies in the log, and nothing hangs.
     pub(crate) async fn keeps_the_contract(journal: &dyn Journal, batch: &Batch) {
         let within = Duration::from_secs(20);
         journal.ready().expect("ready");
         let receipt = journal.append(batch);
         tokio::time::timeout(within, receipt.done()).await.expect("the journal says something of every sale");
         assert!(receipt.complete());
-        let ends = journal.ends().await.expect("ends");
-        assert!(ends.values().sum::<i64>() >= batch.attempts.len() as i64, "{ends:?}");
+        let extents = journal.extents().await.expect("extents");
+        let all: i64 = extents.values().map(|extent| extent.end - extent.start).sum();
+        assert!(all >= batch.attempts.len() as i64, "{extents:?}");
         let once_more = journal.append(batch);
         journal.flush(within).await;
         assert!(once_more.complete(), "flushed");

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use consumer::ledger::{Account, Ledger, LedgerError};
+use consumer::progress::{Contradiction, behind};
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
-use crate::audit::behind;
 use crate::item::Item;
+use crate::journal::Journal;
 use crate::stock::{Attempt, Batch, Claim, Claimed, StockError, Walk};
 use crate::till::{DELIVERY_DEADLINE, TELL_WITHIN};
 use crate::world::World;
@@ -123,7 +124,8 @@ async fn announce(world: &World, item: &Item) -> Result<(), Trouble> {
         for receipt in receipts {
             let _ = timeout_at(deadline, receipt.done()).await;
             if !receipt.complete() {
-                return Err("the journal does not acknowledge the outbox".into());
+                let why = world.journal.refusal().map_or(String::new(), |why| format!(": {why}"));
+                return Err(format!("the journal does not acknowledge the outbox{why}").into());
             }
         }
     }
@@ -157,16 +159,29 @@ async fn raise(world: &World, item: &Item, epoch: Uuid, id: Uuid, claimed: &Clai
     Err("the sale's term is raised again and again by others".into())
 }
 
+/// Whether the ledger has all that is in the journal now.
+///
+/// # Errors
+/// A server is away, or the journal contradicts the ledger.
+pub async fn recorded_all(journal: &dyn Journal, ledger: &dyn Ledger) -> Result<bool, Trouble> {
+    let before = ledger.checkpoints(journal.topic()).await?;
+    let extents = journal.extents().await?;
+    let after = ledger.checkpoints(journal.topic()).await?;
+    Ok(behind(journal.topic(), &before, &extents, &after)? == 0)
+}
+
 /// Waits until the ledger has all that is in the journal now, for as long as it moves.
 ///
 /// # Errors
-/// A server is away, or the ledger stands still.
+/// A server is away, the journal contradicts the ledger, or the ledger stands still.
 pub async fn caught_up(world: &World) -> Result<(), Trouble> {
-    let ends = world.journal.ends().await?;
+    let topic = world.journal.topic();
+    let before = world.ledger.checkpoints(topic).await?;
+    let extents = world.journal.extents().await?;
     let (mut left, mut moved) = (u64::MAX, Instant::now());
     loop {
-        let posted = world.ledger.checkpoints(world.journal.topic()).await?;
-        let now = behind(&ends, &posted);
+        let after = world.ledger.checkpoints(topic).await?;
+        let now = behind(topic, &before, &extents, &after)?;
         if now == 0 {
             return Ok(());
         }
@@ -185,29 +200,35 @@ pub async fn caught_up(world: &World) -> Result<(), Trouble> {
 
 /// Why it cannot go on, in words: which server is away, or who came in between.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Trouble(String);
+pub enum Trouble {
+    /// It may pass.
+    #[error("{0}")]
+    Passing(String),
+    /// It does not: the journal is not the one that was recorded, or not all of it.
+    #[error(transparent)]
+    Contradiction(#[from] Contradiction),
+}
 
 impl From<String> for Trouble {
     fn from(why: String) -> Self {
-        Self(why)
+        Self::Passing(why)
     }
 }
 
 impl From<&str> for Trouble {
     fn from(why: &str) -> Self {
-        Self(why.to_owned())
+        Self::Passing(why.to_owned())
     }
 }
 
 impl From<StockError> for Trouble {
     fn from(error: StockError) -> Self {
-        Self(error.to_string())
+        Self::Passing(error.to_string())
     }
 }
 
 impl From<LedgerError> for Trouble {
     fn from(error: LedgerError) -> Self {
-        Self(error.to_string())
+        Self::Passing(error.to_string())
     }
 }

@@ -11,12 +11,12 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::audit;
 use crate::desk::Desk;
 use crate::gate::{Gate, Window};
 use crate::item::Item;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::settle::{Trouble, recorded_all};
 use crate::stock::{Attempt, Stock, StockError, Walk};
 use crate::till::{DELIVERY_DEADLINE, Standing, Till};
 
@@ -77,6 +77,8 @@ pub enum OrderStatus {
     Recorded,
     /// It did not come about.
     Unknown,
+    /// Nobody can say, and no waiting helps: the journal is not the one that was recorded.
+    Undecided,
 }
 
 /// What the page shows of an item.
@@ -225,9 +227,10 @@ impl Shop {
                 Ok(true) | Err(_) => return OrderStatus::Pending,
             }
         }
-        match self.recorded_up_to_now().await {
-            Some(true) => {}
-            _ => return OrderStatus::Pending,
+        match recorded_all(&*self.journal, &*self.ledger).await {
+            Ok(true) => {}
+            Ok(false) | Err(Trouble::Passing(_)) => return OrderStatus::Pending,
+            Err(Trouble::Contradiction(_)) => return OrderStatus::Undecided,
         }
         match (self.ledger.find(order).await, self.ledger.in_conflict(order).await) {
             (Ok(Some(_)), _) => OrderStatus::Recorded,
@@ -248,13 +251,6 @@ impl Shop {
             }
         }
         Ok(false)
-    }
-
-    /// Whether the ledger has all that is in the journal now; `None` when nobody can say.
-    async fn recorded_up_to_now(&self) -> Option<bool> {
-        let ends = self.journal.ends().await.ok()?;
-        let posted = self.ledger.checkpoints(self.journal.topic()).await.ok()?;
-        Some(audit::behind(&ends, &posted) == 0)
     }
 
     /// All tills.

@@ -13,7 +13,7 @@ use consumer::ledger::Standpoint;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::desk::{Answers, Buyer, Desk};
@@ -34,6 +34,10 @@ pub const TELL_WITHIN: Duration = Duration::from_secs(2);
 
 /// The journal gives up on a sale after this; the outbox then announces it again.
 pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Of a batch that the journal says nothing of, also not that it was given up, nobody knows anything
+/// after this: sooner than the outbox announces it again.
+const GIVEN_UP_AFTER: Duration = Duration::from_secs(12);
 
 /// What arrives while a call is in flight goes together in the next; two at a time only make smaller
 /// batches. A Redis at a distance of 20 ms limits an item to 25,600 attempts a second on a node.
@@ -511,7 +515,8 @@ impl Till {
         drop(books);
         let (till, flown) = (Arc::clone(self), Arc::clone(&flight));
         tokio::spawn(async move {
-            flown.receipt.done().await;
+            // A notice may be lost with the producer that was to give it.
+            let _ = timeout(GIVEN_UP_AFTER, flown.receipt.done()).await;
             till.land(&flown);
         });
         flight

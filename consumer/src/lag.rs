@@ -1,8 +1,9 @@
 //! How far behind: for each partition, what the journal has and the ledger has not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::metrics::Metrics;
+use crate::progress::Extents;
 
 /// The lag of the partitions that this consumer has.
 #[derive(Debug)]
@@ -19,11 +20,11 @@ impl Lag {
         Self { topic: topic.to_owned(), metrics, shown: BTreeSet::new() }
     }
 
-    /// Shows the lag behind `ends`, given the offset that the ledger wants next of a partition.
-    pub fn show(&mut self, ends: &BTreeMap<i32, i64>, next: impl Fn(i32) -> i64) {
-        for (&partition, end) in ends {
+    /// Shows the lag, given what the log has and the offset that the ledger wants next of a partition.
+    pub fn show(&mut self, extents: &Extents, next: impl Fn(i32) -> i64) {
+        for (&partition, extent) in extents {
             self.shown.insert(partition);
-            self.metrics.lag(&self.topic, partition, (end - next(partition)).max(0));
+            self.metrics.lag(&self.topic, partition, extent.behind(next(partition)));
         }
     }
 

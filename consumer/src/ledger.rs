@@ -131,7 +131,7 @@ pub trait Ledger: Record {
 pub struct Batch {
     /// The topic all of it came from.
     pub topic: String,
-    /// One entry a partition, ascending; none is empty.
+    /// One entry a partition, ascending.
     pub parts: Vec<Part>,
 }
 
@@ -144,6 +144,8 @@ pub struct Part {
     pub from: Option<i64>,
     /// The messages, offsets ascending (gaps are possible).
     pub messages: Vec<Message>,
+    /// Without messages: there is none to be had before this offset, and the checkpoint goes there.
+    pub upto: Option<i64>,
 }
 
 /// A message as it was read.
@@ -160,8 +162,55 @@ pub struct Message {
 pub struct Checkpoint {
     /// The offset to be read next.
     pub next: i64,
-    /// [`fingerprint`] of the message before it.
+    /// [`fingerprint`] of the last message recorded, by which the log is known again. Where no message
+    /// stands right before `next`, the beginning of it, `+`, and how many offsets lie between; empty
+    /// when no message was recorded yet.
     pub fingerprint: String,
+}
+
+/// So much of a fingerprint is kept beside a distance: eighty bits, and room for any distance.
+const SHORT_PRINT: usize = 20;
+
+impl Checkpoint {
+    /// Before anything was recorded.
+    pub const NOTHING: Self = Self { next: 0, fingerprint: String::new() };
+
+    /// After this message.
+    #[must_use]
+    pub fn after(message: &Message) -> Self {
+        Self { next: message.offset + 1, fingerprint: fingerprint(&message.value) }
+    }
+
+    /// Further on, at `upto`: there is no message to be had between.
+    #[must_use]
+    pub fn passed(&self, upto: i64) -> Self {
+        let (print, between) = self.parts();
+        let fingerprint = match print {
+            "" => String::new(),
+            print => format!("{:.SHORT_PRINT$}+{}", print, between + upto - self.next),
+        };
+        Self { next: upto, fingerprint }
+    }
+
+    /// The offset of the last message recorded, if there is one.
+    #[must_use]
+    pub fn last(&self) -> Option<i64> {
+        let (print, between) = self.parts();
+        (!print.is_empty()).then_some(self.next - 1 - between)
+    }
+
+    /// Whether this is the last message recorded.
+    #[must_use]
+    pub fn is_after(&self, message: &Message) -> bool {
+        self.last() == Some(message.offset) && fingerprint(&message.value).starts_with(self.parts().0)
+    }
+
+    fn parts(&self) -> (&str, i64) {
+        match self.fingerprint.split_once('+') {
+            Some((print, between)) => (print, between.parse().unwrap_or(0)),
+            None => (&self.fingerprint, 0),
+        }
+    }
 }
 
 /// What became of a batch.

@@ -8,9 +8,9 @@
 //!
 //! Read in this order: [`sale`] (the message), [`ledger`] (the books and the posting rule),
 //! [`reader`] (where messages come from), [`step`] (one finite step of the consumer),
-//! [`lag`] (how far behind), [`run`] (the process around it).
+//! [`progress`] and [`lag`] (how far behind), [`run`] (the process around it).
 //!
-//! Beside the path: [`config`] (the settings of both programs), [`kafka`] and [`sqlite`] (what
+//! Beside the path: [`skip`] (an operator's decision), [`config`] (the settings of both programs), [`kafka`] and [`sqlite`] (what
 //! both programs ask of them alike), [`metrics`] and [`ops`] (what a person sees), [`web`] (how HTTP is served).
 
 // What tests/support names `consumer` is this crate also in its own tests.
@@ -23,9 +23,11 @@ pub mod lag;
 pub mod ledger;
 pub mod metrics;
 pub mod ops;
+pub mod progress;
 pub mod reader;
 pub mod run;
 pub mod sale;
+pub mod skip;
 pub mod sqlite;
 pub mod step;
 pub mod web;

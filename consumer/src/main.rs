@@ -1,5 +1,6 @@
 //! The program `consumer`: records sales from Kafka into the ledger, until it is told to stop.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,10 +9,12 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use consumer::config::{self, AFTER_HELP, ConfigError, Secret, Settings};
 use consumer::ledger::Ledger;
+use consumer::kafka::Watermarks;
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::metrics::Metrics;
 use consumer::reader::kafka::KafkaReader;
 use consumer::run::{Health, Stop, run, until_up};
+use consumer::skip::{Skip, skip};
 use consumer::step::{Consumer, StepError};
 use consumer::{kafka, ops};
 use prometheus::Registry;
@@ -34,6 +37,20 @@ struct Cli {
 enum Command {
     /// Make the ledger's tables, or bring them up to date, and end
     Migrate,
+    /// Go on where the topic's log begins, though what stood before was never recorded
+    #[command(
+        after_help = "For a topic that lost its head: retention, or somebody deleted records. Shows what is gone; --yes \
+                      gives it up. What was sold and is gone is named by `seckill audit` afterwards. Safe to run twice, and \
+                      while consumers run. The topic is that of SECKILL_KAFKA_TOPIC, or --kafka-topic."
+    )]
+    Skip {
+        /// Only this partition
+        #[arg(long, value_name = "P", value_parser = clap::value_parser!(i32).range(0..))]
+        partition: Option<i32>,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,6 +67,7 @@ fn main() -> ExitCode {
         match cli.command {
             None => work(&cli.settings).await,
             Some(Command::Migrate) => migrate(&cli.settings).await,
+            Some(Command::Skip { partition, yes }) => give_up(&cli.settings, partition, yes).await,
         }
     });
     // Nothing is waited for any more: what mattered was committed or is in the journal.
@@ -93,6 +111,31 @@ async fn migrate(settings: &Settings) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
+async fn give_up(settings: &Settings, only: Option<i32>, yes: bool) -> Result<ExitCode, Error> {
+    required(settings.secrets.kafka_brokers.as_ref(), "SECKILL_KAFKA_BROKERS")?;
+    let ledger = ledger(settings)?;
+    let topic = &settings.kafka_topic;
+    let failed = |why: String| Error::Failed(format!("nothing was skipped: {why}"));
+    let extents = Watermarks::new(settings)?.extents(topic).await.map_err(|error| failed(error.to_string()))?;
+    if let Some(partition) = only.filter(|partition| !extents.contains_key(partition)) {
+        return Err(failed(format!("topic {topic} has no partition {partition}, but 0 to {}", extents.len() - 1)));
+    }
+    match skip(&ledger, topic, &extents, only, yes).await {
+        Ok(Skip::Nothing(why)) => Err(failed(why)),
+        Ok(Skip::Gone(said)) => {
+            // A closed pipe is the reader's business.
+            let _ = writeln!(std::io::stdout(), "{said}");
+            if yes {
+                log::info!("`seckill audit` names the units that are missing now");
+            } else {
+                log::info!("nothing was changed; --yes does it. Have you looked for a copy of the log?");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => Err(failed(error.to_string())),
+    }
+}
+
 async fn work(settings: &Settings) -> Result<ExitCode, Error> {
     required(settings.secrets.kafka_brokers.as_ref(), "SECKILL_KAFKA_BROKERS")?;
     let ledger = Arc::new(ledger(settings)?);
@@ -131,6 +174,8 @@ async fn record(
         up = up => up?,
         () = &mut stop => return Ok(()),
     }
+    let (topic, group) = (&settings.kafka_topic, &settings.kafka_group);
+    log::info!("topic {topic}: waiting for what group {group} assigns");
     let reader = KafkaReader::new(settings)?;
     let consumer = Consumer::new(Box::new(reader), ledger, metrics);
     let stop = async {

@@ -65,7 +65,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn lag(&self, topic: &str, partition: i32, messages: i64) {
+    pub(crate) fn lag(&self, topic: &str, partition: i32, messages: u64) {
+        let messages = i64::try_from(messages).unwrap_or(i64::MAX);
         self.lag.with_label_values(&[topic, &partition.to_string()]).set(messages);
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::ledger::Message;
+use crate::progress::{Checkpoints, Contradiction, Extents};
 
 /// A journal seen from its end: partitions are assigned, started at an offset, read.
 #[async_trait]
@@ -20,19 +21,18 @@ pub trait Reader: Send {
     /// only an assignment: for one who cannot take more and stays a member of the group.
     async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError>;
 
-    /// Starts the partitions assigned last, each at the offset given, which the log must still
-    /// have; the others, which the ledger does not know, at the log's start. Started once more,
-    /// they are read again from there.
+    /// Starts the partitions assigned last, each at the last message recorded, or where the log
+    /// begins if that has left it; and says where. Started once more, they are read again from there.
     ///
     /// # Errors
-    /// [`ReaderError::Foreign`] when the log does not have an offset: never skip.
-    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError>;
+    /// [`ReaderError::Foreign`] when the log contradicts the checkpoints: never skip.
+    async fn start(&mut self, from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError>;
 
     /// Reports to lag tools how far the ledger is. A report, never a source.
     async fn report(&mut self, next: &BTreeMap<i32, i64>);
 
-    /// The end of each assigned partition: the offset of the next message to come.
-    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError>;
+    /// What the log has of each assigned partition.
+    async fn extents(&mut self) -> Result<Extents, ReaderError>;
 
     /// Leaves the group, so that others take over at once.
     async fn close(&mut self) {}
@@ -46,6 +46,8 @@ pub enum Read {
     Assigned(Vec<i32>),
     /// Messages by partition; never empty.
     Messages(BTreeMap<i32, Vec<Message>>),
+    /// No message is to be had before these offsets, all before them was brought.
+    Passed(BTreeMap<i32, i64>),
     /// Nothing within the time given.
     Quiet,
 }
@@ -59,4 +61,10 @@ pub enum ReaderError {
     /// An offset outside the log: stop and say so.
     #[error("{0}")]
     Foreign(String),
+}
+
+impl From<Contradiction> for ReaderError {
+    fn from(contradiction: Contradiction) -> Self {
+        Self::Foreign(contradiction.to_string())
+    }
 }

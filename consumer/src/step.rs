@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use crate::lag::Lag;
-use crate::ledger::{Batch, Checkpoint, LedgerError, Message, Part, Posted, Record, fingerprint};
+use crate::ledger::{Batch, Checkpoint, LedgerError, Message, Part, Posted, Record};
 use crate::metrics::Metrics;
+use crate::progress::{ANOTHER_TOPIC, Extents};
 use crate::reader::{Read, Reader, ReaderError};
 
 /// Messages in one transaction: enough that its commit is paid once for many, few enough that it
@@ -178,13 +179,13 @@ impl Consumer {
     async fn start(&mut self) -> Result<Step, Trouble> {
         self.checkpoints = self.ledger.checkpoints(&self.topic).await?;
         self.checkpoints.retain(|partition, _| self.assigned.contains(partition));
-        let from = self
-            .checkpoints
-            .iter()
-            .map(|(partition, checkpoint)| (*partition, checkpoint.next - 1))
-            .collect();
-        self.reader.start(&from).await?;
+        let began = self.reader.start(&self.checkpoints).await?;
         self.unverified = self.checkpoints.clone();
+        // What has left the log cannot be looked at again.
+        self.unverified.retain(|partition, checkpoint| {
+            let last = checkpoint.last().unwrap_or(i64::MAX);
+            began.get(partition).is_none_or(|began| *began <= last)
+        });
         self.started = true;
         self.report().await;
         self.measure().await;
@@ -211,12 +212,25 @@ impl Consumer {
                 self.batch = Some(Batch { topic: self.topic.clone(), parts });
                 self.post().await
             }
+            Read::Passed(upto) => {
+                let parts: Vec<Part> =
+                    upto.into_iter().filter_map(|(partition, upto)| self.passed(partition, upto)).collect();
+                if parts.is_empty() {
+                    return Ok(Step::Quiet);
+                }
+                self.batch = Some(Batch { topic: self.topic.clone(), parts });
+                self.post().await
+            }
             Read::Quiet => {
-                let due = self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY);
-                if due && !self.assigned.is_empty() {
+                if self.assigned.is_empty() {
+                    return Ok(Step::Quiet);
+                }
+                if self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
                     // Nothing to post; but could it?
                     self.ledger.checkpoints(&self.topic).await?;
                     self.report().await;
+                }
+                if self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
                     self.measure().await;
                 }
                 Ok(Step::Quiet)
@@ -241,8 +255,11 @@ impl Consumer {
         if let Some(first) = messages.first()
             && let Some(checkpoint) = self.unverified.get(&partition)
         {
-            let same =
-                first.offset == checkpoint.next - 1 && fingerprint(&first.value) == checkpoint.fingerprint;
+            let same = match checkpoint.last() {
+                Some(_) => checkpoint.is_after(first),
+                // None was recorded: there was none before this.
+                None => first.offset >= checkpoint.next,
+            };
             if !same {
                 return Err(Trouble::Fatal(self.another(partition, first, checkpoint)));
             }
@@ -250,20 +267,28 @@ impl Consumer {
         }
         let from = self.checkpoints.get(&partition).map(|checkpoint| checkpoint.next);
         messages.retain(|message| from.is_none_or(|from| message.offset >= from));
-        Ok((!messages.is_empty()).then_some(Part { partition, from, messages }))
+        Ok((!messages.is_empty()).then_some(Part { partition, from, messages, upto: None }))
+    }
+
+    /// No message is to be had before `upto`; of a partition that is not yet known to be the same, that
+    /// says nothing.
+    fn passed(&self, partition: i32, upto: i64) -> Option<Part> {
+        let from = self.checkpoints.get(&partition).map(|checkpoint| checkpoint.next);
+        let known = !self.unverified.get(&partition).is_some_and(|checkpoint| checkpoint.last().is_some());
+        let further = known && from.is_none_or(|from| from < upto);
+        further.then_some(Part { partition, from, messages: Vec::new(), upto: Some(upto) })
     }
 
     fn another(&self, partition: i32, found: &Message, checkpoint: &Checkpoint) -> StepError {
-        let what = if found.offset == checkpoint.next - 1 {
+        let last = checkpoint.last().unwrap_or(checkpoint.next - 1);
+        let what = if found.offset <= last {
             "is another one now: the topic was recreated, or an older backup put back"
         } else {
-            "is gone: the topic's retention or compaction removed it"
+            "is gone, and those before it are there: the topic was compacted (cleanup.policy), or is another one"
         };
         StepError::Foreign(format!(
-            "topic {} partition {partition}: the last message recorded, offset {}, {what}; nothing is skipped: \
-             give SECKILL_KAFKA_TOPIC a new name, or once nothing is missing delete the partition's row in journal_offset",
-            self.topic,
-            checkpoint.next - 1
+            "topic {} partition {partition}: the last message recorded, offset {last}, {what}; {ANOTHER_TOPIC}",
+            self.topic
         ))
     }
 
@@ -276,16 +301,16 @@ impl Consumer {
         let post = async { (self.ledger.post(batch).await, began.elapsed()) };
         let due = self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY);
         // Kafka is asked meanwhile: behind what it fetches, the answer takes as long as a post.
-        let ends = async { if due { Some(self.reader.ends().await) } else { None } };
-        let ((posted, took), ends) = tokio::join!(biased; post, ends);
+        let extents = async { if due { Some(self.reader.extents().await) } else { None } };
+        let ((posted, took), extents) = tokio::join!(biased; post, extents);
         if !matches!(posted, Err(LedgerError::Away(_))) {
             self.batch = None;
         }
         if let Ok(posted) = &posted {
             self.checkpoints.extend(posted.checkpoints.clone());
         }
-        if let Some(ends) = ends {
-            self.show(ends);
+        if let Some(extents) = extents {
+            self.show(extents);
         }
         let posted = posted?;
         self.metrics.posted(&posted, took);
@@ -307,7 +332,7 @@ impl Consumer {
         let until = Instant::now() + self.backoff;
         match self.reader.read(0, self.backoff).await.map_err(Trouble::from) {
             Ok(Read::Assigned(partitions)) => self.assign(partitions),
-            Ok(Read::Quiet) | Err(Trouble::Away(_) | Trouble::Moved) => sleep_until(until).await,
+            Ok(Read::Quiet | Read::Passed(_)) | Err(Trouble::Away(_) | Trouble::Moved) => sleep_until(until).await,
             // Not asked for. They are not lost: it begins again where the ledger ends.
             Ok(Read::Messages(_)) => {
                 self.batch = None;
@@ -327,15 +352,15 @@ impl Consumer {
     }
 
     async fn measure(&mut self) {
-        let ends = self.reader.ends().await;
-        self.show(ends);
+        let extents = self.reader.extents().await;
+        self.show(extents);
     }
 
-    fn show(&mut self, ends: Result<BTreeMap<i32, i64>, ReaderError>) {
-        match ends {
-            Ok(ends) => self
+    fn show(&mut self, extents: Result<Extents, ReaderError>) {
+        match extents {
+            Ok(extents) => self
                 .lag
-                .show(&ends, |partition| self.checkpoints.get(&partition).map_or(0, |known| known.next)),
+                .show(&extents, |partition| self.checkpoints.get(&partition).map_or(0, |known| known.next)),
             Err(error) => log::debug!("the lag is not known: {error}"),
         }
         self.measured = Some(Instant::now());

@@ -10,6 +10,7 @@ use consumer::config::Settings;
 use consumer::ledger::Ledger;
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::metrics::Metrics;
+use consumer::progress::Extent;
 use consumer::reader::kafka::KafkaReader;
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sqlite::SqliteFile;
@@ -17,7 +18,7 @@ use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use support::kafka::{assigned, group_offset, messages, numbered, produce, set_group_offset};
+use support::kafka::{at, assigned, group_offset, messages, numbered, produce, set_group_offset};
 use support::{SOON, bytes, sale, serials, settings};
 use tokio::time::{Instant, timeout};
 
@@ -49,7 +50,7 @@ async fn it_starts_where_the_ledger_says_whatever_the_group_says() {
     let mut first = reader(&settings);
     assert_eq!(assigned(&mut first, &BTreeMap::from([(0, 6)]), any).await, [0]);
     assert_eq!(messages(&mut first, 4).await, [(0, 6), (0, 7), (0, 8), (0, 9)]);
-    assert_eq!(first.ends().await.expect("ends"), BTreeMap::from([(0, 10)]));
+    assert_eq!(first.extents().await.expect("extents"), BTreeMap::from([(0, Extent { start: 0, end: 10 })]));
     first.report(&BTreeMap::from([(0, 8)])).await;
     timeout(SOON, async {
         while group_offset(&brokers, &settings.kafka_group, &settings.kafka_topic, 0) != Some(8) {}
@@ -70,7 +71,7 @@ async fn started_again_it_reads_again_from_there() {
     let mut reader = reader(&settings);
     assigned(&mut reader, &BTreeMap::new(), any).await;
     assert_eq!(messages(&mut reader, 5).await.len(), 5);
-    reader.start(&BTreeMap::from([(0, 3)])).await.expect("started");
+    reader.start(&at(&BTreeMap::from([(0, 3)]))).await.expect("started");
     assert_eq!(messages(&mut reader, 2).await, [(0, 3), (0, 4)]);
 }
 
@@ -145,7 +146,7 @@ async fn reassigned_while_nothing_was_wanted_it_reads_again() {
         loop {
             match first.read(wanted, SHORT).await {
                 Ok(Read::Assigned(partitions)) if any(&partitions) => {
-                    first.start(&BTreeMap::new()).await.expect("started");
+                    first.start(&at(&BTreeMap::new())).await.expect("started");
                     wanted = 1000;
                 }
                 Ok(Read::Messages(messages)) => break messages.len(),
@@ -167,7 +168,7 @@ async fn an_offset_outside_the_log_stops() {
     let mut reader = reader(&settings);
     assigned(&mut reader, &BTreeMap::new(), any).await;
     for outside in [5, 6, 1000] {
-        match reader.start(&BTreeMap::from([(0, outside)])).await {
+        match reader.start(&at(&BTreeMap::from([(0, outside)]))).await {
             Err(ReaderError::Foreign(why)) => {
                 assert!(why.contains(&format!("{} partition 0", settings.kafka_topic)), "{why}");
                 assert!(why.contains(&format!("offset {outside},")) && why.contains("0 up to 5"), "{why}");
@@ -175,7 +176,7 @@ async fn an_offset_outside_the_log_stops() {
             other => panic!("{other:?}"),
         }
     }
-    reader.start(&BTreeMap::from([(0, 4)])).await.expect("inside");
+    reader.start(&at(&BTreeMap::from([(0, 4)]))).await.expect("inside");
 }
 
 #[tokio::test]
@@ -217,7 +218,7 @@ async fn goes_on_after(outage: Duration) {
                 }
                 // The group may have begun anew.
                 Ok(Read::Assigned(partitions)) if !partitions.is_empty() => {
-                    while reader.start(&BTreeMap::from([(0, 1)])).await.is_err() {}
+                    while reader.start(&at(&BTreeMap::from([(0, 1)]))).await.is_err() {}
                     offsets.clear();
                 }
                 Ok(_) | Err(ReaderError::Away(_)) => {}

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::metrics::Metrics;
+use consumer::progress::{Checkpoints, Extent};
 use consumer::reader::sqlite::SqliteReader;
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sqlite::{FileError, SqliteFile, Synchronous};
 use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use sqlx::{Connection, SqliteConnection};
+use support::kafka::at;
 use support::{bytes, sale, serials};
 use tempfile::TempDir;
 
@@ -129,7 +131,7 @@ async fn seeds_are_passed_over() {
     append(&mut journal, 6, "seed", "{}").await;
     let mut reader = SqliteReader::open(&file).await.expect("opened");
     assert_eq!(reader.read(10, WAIT).await.expect("read"), Read::Assigned(vec![0]));
-    reader.start(&BTreeMap::new()).await.expect("started");
+    reader.start(&Checkpoints::new()).await.expect("started");
     match reader.read(10, WAIT).await.expect("read") {
         Read::Messages(messages) => {
             let offsets: Vec<_> = messages[&0].iter().map(|message| message.offset).collect();
@@ -138,7 +140,7 @@ async fn seeds_are_passed_over() {
         other => panic!("{other:?}"),
     }
     assert_eq!(reader.read(10, WAIT).await.expect("read"), Read::Quiet);
-    assert_eq!(reader.ends().await.expect("ends")[&0], 6);
+    assert_eq!(reader.extents().await.expect("extents")[&0], Extent { start: 0, end: 6 });
     append(&mut journal, 7, "sale", "seven").await;
     assert!(matches!(reader.read(10, support::SOON).await.expect("read"), Read::Messages(_)));
 }
@@ -149,10 +151,10 @@ async fn an_offset_outside_the_journal_stops() {
     append(&mut journal, 2, "sale", "two").await;
     let mut reader = SqliteReader::open(&file).await.expect("opened");
     for outside in [1, 3, 100] {
-        let started = reader.start(&BTreeMap::from([(0, outside)])).await;
+        let started = reader.start(&at(&BTreeMap::from([(0, outside)]))).await;
         assert!(matches!(started, Err(ReaderError::Foreign(_))), "{outside}: {started:?}");
     }
-    reader.start(&BTreeMap::from([(0, 2)])).await.expect("inside");
+    reader.start(&at(&BTreeMap::from([(0, 2)]))).await.expect("inside");
 }
 
 #[tokio::test]

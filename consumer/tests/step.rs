@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use consumer::ledger::{Batch, Checkpoint, LedgerError, Message, Posted, Record, fingerprint};
 use consumer::metrics::Metrics;
+use consumer::progress::{Checkpoints, Extent, Extents};
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::run::{Health, Stop, run};
 use consumer::step::{Consumer, Step, StepError};
@@ -53,17 +54,19 @@ impl Reader for FakeReader {
         Ok(Read::Quiet)
     }
 
-    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+    async fn start(&mut self, from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError> {
+        let begin = |checkpoint: &Checkpoint| checkpoint.last().unwrap_or(0);
+        let from: BTreeMap<i32, i64> = from.iter().map(|(partition, it)| (*partition, begin(it))).collect();
         self.0.lock().expect("the script").starts.push(from.clone());
-        Ok(())
+        Ok(from)
     }
 
     async fn report(&mut self, next: &BTreeMap<i32, i64>) {
         self.0.lock().expect("the script").reports.push(next.clone());
     }
 
-    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
-        Ok(BTreeMap::from([(0, 10), (1, 4)]))
+    async fn extents(&mut self) -> Result<Extents, ReaderError> {
+        Ok(BTreeMap::from([(0, Extent { start: 0, end: 10 }), (1, Extent { start: 0, end: 4 })]))
     }
 
     async fn close(&mut self) {
@@ -93,8 +96,10 @@ impl Record for FakeLedger {
         }
         let mut posted = Posted::default();
         for part in &batch.parts {
-            let last = part.messages.last().expect("no part is empty");
-            let to = Checkpoint { next: last.offset + 1, fingerprint: fingerprint(&last.value) };
+            let to = match (part.messages.last(), part.upto) {
+                (Some(last), _) => Checkpoint::after(last),
+                (None, upto) => script.checkpoints[&part.partition].passed(upto.expect("no part is empty")),
+            };
             posted.checkpoints.insert(part.partition, to.clone());
             script.checkpoints.insert(part.partition, to);
             posted.new += part.messages.len() as u64;

@@ -21,6 +21,10 @@ pub(super) async fn order(
         OrderStatus::Pending => "pending",
         OrderStatus::Accepted => "accepted",
         OrderStatus::Recorded => "recorded",
+        OrderStatus::Undecided => {
+            let why = "nobody can say: the journal is not the one that was recorded, and an operator must mend it";
+            return problem(&request, Code::Unavailable, Some(why));
+        }
         OrderStatus::Unknown => {
             return problem(&request, Code::NotFound, Some("this order did not come about"));
         }

@@ -1,17 +1,19 @@
 //! The journal in Kafka: an idempotent producer, acknowledged by all in-sync replicas.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use consumer::config::Settings;
-use consumer::kafka::{self as client, Watermarks};
+use consumer::kafka::{self as client, REFRESH_METADATA_MS, Watermarks};
+use consumer::progress::Extents;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
 
 use super::{Delivery, Journal, Receipt};
@@ -24,6 +26,11 @@ const STALLED_AFTER: Duration = Duration::from_millis(800);
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// How long it may think about that.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
+/// What was refused is offered again so often: the sale goes on within seconds after it was mended,
+/// and the broker's log gains a line a second from each node meanwhile.
+const OFFER_EVERY: Duration = Duration::from_secs(1);
+/// Partitions that were added are used after this.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Sales in the producer's queue: what half a minute's outage of a fast sale leaves there is
 /// bounded by [`STALLED_AFTER`]; beyond this a sale stays in the outbox.
 const QUEUE_SALES: &str = "100000";
@@ -44,16 +51,38 @@ pub struct KafkaJournal {
 
 /// Whether Kafka takes what it is given; written by librdkafka's threads.
 struct Health {
-    started: Instant,
     /// The topic was found or made.
     topic: AtomicBool,
     /// Its partitions, as the last probe found them; 0 before the first.
     partitions: AtomicU32,
     /// The last probe was answered, and no connection was reported lost since.
     reachable: AtomicBool,
+    /// Why not.
+    away: Mutex<String>,
+    /// The pace of the producer in use: what became of a former one's sales is not waited for.
+    pace: ArcSwap<Pace>,
+    /// A delivery failed, and none was acknowledged since.
+    refusing: AtomicBool,
+    refused: Mutex<Option<Refused>>,
+    /// The last trouble that librdkafka told of, until something is acknowledged.
+    trouble: Mutex<Option<String>>,
+}
+
+/// How a producer gets on.
+struct Pace {
+    started: Instant,
     waiting: AtomicI64,
     /// Milliseconds from `started` to the last acknowledgement, or to when waiting began.
     progress_ms: AtomicU64,
+}
+
+/// A sale that was refused. It stands in the outbox, and being recorded twice does no harm: offered
+/// again and again, it tells when Kafka takes sales.
+#[derive(Clone)]
+struct Refused {
+    why: String,
+    key: Vec<u8>,
+    value: Vec<u8>,
 }
 
 /// What librdkafka carries with a message and hands back with its acknowledgement.
@@ -64,6 +93,18 @@ struct Slip {
 
 struct Acknowledger {
     health: Arc<Health>,
+    pace: Arc<Pace>,
+}
+
+/// What the watch remembers from one look to the next.
+#[derive(Default)]
+struct Watched {
+    /// Since when Kafka cannot be found.
+    away: Option<Instant>,
+    /// When the topic was last looked at.
+    looked: Option<Instant>,
+    /// What was offered last, and when.
+    offered: Option<(Arc<Receipt>, Instant)>,
 }
 
 impl KafkaJournal {
@@ -88,13 +129,16 @@ impl KafkaJournal {
         config.set("retry.backoff.max.ms", "1000");
         config.set("socket.nagle.disable", "true");
         config.set("allow.auto.create.topics", "false");
+        config.set("topic.metadata.refresh.interval.ms", REFRESH_METADATA_MS);
         let health = Arc::new(Health {
-            started: Instant::now(),
             topic: AtomicBool::new(false),
             partitions: AtomicU32::new(0),
             reachable: AtomicBool::new(false),
-            waiting: AtomicI64::new(0),
-            progress_ms: AtomicU64::new(0),
+            away: Mutex::new("kafka was not asked yet".to_owned()),
+            pace: ArcSwap::new(Pace::new()),
+            refusing: AtomicBool::new(false),
+            refused: Mutex::default(),
+            trouble: Mutex::default(),
         });
         let producer = make(&config, &health).map_err(|error| format!("SECKILL_KAFKA_OPTIONS: {error}"))?;
         Ok(Self {
@@ -107,26 +151,30 @@ impl KafkaJournal {
         })
     }
 
-    /// Makes the topic when it is missing, and finds out whether Kafka is there, for ever.
+    /// Makes the topic when it is missing, and finds out whether Kafka is there and takes what it is
+    /// given, for ever.
     pub async fn watch(self: Arc<Self>) {
         let mut said: Option<String> = Some(String::new());
         let mut ticks = tokio::time::interval(PROBE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut away: Option<Instant> = None;
+        let mut watched = Watched::default();
         loop {
             ticks.tick().await;
-            let probed = self.probe().await.err();
-            if probed.is_none() || !self.health.topic.load(Ordering::Acquire) {
-                away = None;
-            } else if away.get_or_insert_with(Instant::now).elapsed() > DELIVERY_DEADLINE {
+            let probed = self.probe(&mut watched).await;
+            if probed.is_ok() || !self.health.topic.load(Ordering::Acquire) {
+                watched.away = None;
+            } else if watched.away.get_or_insert_with(Instant::now).elapsed() > DELIVERY_DEADLINE {
                 // What it has is given up with it. A client that was told by a broker just back that
                 // there are no brokers may never look for one again (librdkafka 2.12); another
                 // begins at the addresses, and does no harm where it is Kafka itself that is away.
-                away = None;
+                watched.away = None;
                 log::debug!("the producer has not found Kafka for long and is replaced");
                 self.replace();
             }
-            let state = probed.or_else(|| self.ready().err());
+            if probed.is_ok() {
+                self.offer(&mut watched);
+            }
+            let state = self.ready().err();
             if state != said {
                 match &state {
                     Some(why) => log::warn!("the journal cannot be used: {why}"),
@@ -137,48 +185,101 @@ impl KafkaJournal {
         }
     }
 
-    /// Asks Kafka, unless all is well without asking.
-    async fn probe(&self) -> Result<(), String> {
-        if !self.health.topic.load(Ordering::Acquire) {
-            client::ensure_topic(&self.settings).await.map_err(|error| format!("kafka is away: {error}"))?;
-            self.health.topic.store(true, Ordering::Release);
+    /// Asks Kafka, unless all is well without asking. Says why it is away where it can be read.
+    async fn probe(&self, watched: &mut Watched) -> Result<(), ()> {
+        let health = &self.health;
+        let away = |why: String| {
+            health.is_away(why);
+            Err(())
+        };
+        if !health.topic.load(Ordering::Acquire) {
+            if let Err(error) = client::ensure_topic(&self.settings).await {
+                return away(error.to_string());
+            }
+            health.topic.store(true, Ordering::Release);
         }
-        if self.health.reachable.load(Ordering::Acquire) && !self.health.stalled() {
+        let well = health.reachable.load(Ordering::Acquire) && !health.pace.load().stalled();
+        if well && watched.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
             return Ok(());
         }
+        watched.looked = Some(Instant::now());
         let (producer, topic) = (self.producer(), self.settings.kafka_topic.clone());
         let answer = tokio::task::spawn_blocking(move || {
-            let metadata = producer
-                .client()
-                .fetch_metadata(Some(&topic), PROBE_WITHIN)
-                .map_err(|error| error.to_string())?;
-            match metadata.topics().iter().find(|found| found.name() == topic) {
-                Some(found) if found.error().is_some() || found.partitions().is_empty() => Ok(None),
-                Some(found) => match found.partitions().iter().find(|partition| partition.leader() < 0) {
-                    Some(partition) => Err(format!("partition {} of {topic} has no leader", partition.id())),
-                    None => Ok(Some(u32::try_from(found.partitions().len()).unwrap_or(0))),
-                },
-                None => Ok(None),
+            let metadata = producer.client().fetch_metadata(Some(&topic), PROBE_WITHIN);
+            metadata.map(|metadata| Look::at(&metadata, &topic)).map_err(|error| error.to_string())
+        });
+        match answer.await.map_err(|error| error.to_string()).flatten() {
+            Ok(Look::Usable { partitions, short }) => {
+                health.partitions.store(partitions, Ordering::Release);
+                health.reachable.store(true, Ordering::Release);
+                health.note_short(short);
+                Ok(())
             }
-        })
-        .await
-        .map_err(|error| error.to_string())?;
-        match answer {
-            Ok(Some(partitions)) => {
-                self.health.partitions.store(partitions, Ordering::Release);
-                self.health.reachable.store(true, Ordering::Release);
+            // Somebody deleted the topic.
+            Ok(Look::Missing) => {
+                health.topic.store(false, Ordering::Release);
+                away(format!("topic {} is missing", self.settings.kafka_topic))
             }
-            Ok(None) => {
-                // Somebody deleted the topic.
-                self.health.topic.store(false, Ordering::Release);
-                return Err(format!("topic {} is missing", self.settings.kafka_topic));
-            }
-            Err(error) => {
-                self.health.reachable.store(false, Ordering::Release);
-                return Err(format!("kafka is away: {error}"));
-            }
+            Ok(Look::Unusable(why)) => away(why),
+            // What it acknowledges is worth more than that this was slow.
+            Err(_) if well => Ok(()),
+            Err(why) => away(format!("kafka is away: {why}")),
         }
-        Ok(())
+    }
+
+    /// Offers what was refused once more.
+    fn offer(&self, watched: &mut Watched) {
+        let Some(refused) = self.health.refused.locked().clone() else {
+            watched.offered = None;
+            return;
+        };
+        let under_way = watched.offered.as_ref().is_some_and(|(receipt, at)| {
+            let given_up = at.elapsed() > DELIVERY_DEADLINE + OFFER_EVERY;
+            at.elapsed() < OFFER_EVERY || (!receipt.is_done() && !given_up)
+        });
+        if under_way {
+            return;
+        }
+        let receipt = Receipt::new(1);
+        watched.offered = Some((Arc::clone(&receipt), Instant::now()));
+        let slip = Box::new(Slip { receipt, index: 0 });
+        self.send(&self.producer(), &refused.key, &refused.value, self.next_partition(), slip);
+    }
+
+    fn send(
+        &self,
+        producer: &Producer,
+        key: &[u8],
+        value: &[u8],
+        partition: Option<i32>,
+        slip: Box<Slip>,
+    ) {
+        let pace = &producer.client().context().pace;
+        pace.begin();
+        let mut record = BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(key).payload(value);
+        record.partition = partition;
+        if let Err((error, record)) = producer.send(record) {
+            pace.end(false);
+            match error.rdkafka_error_code() {
+                // Ours, and it passes.
+                Some(RDKafkaErrorCode::QueueFull) => {}
+                // Somebody made the topic anew with fewer: look again.
+                Some(RDKafkaErrorCode::UnknownPartition) => {
+                    self.health.is_away(format!("partition {partition:?} is not known"));
+                }
+                _ => self.health.refuse(&error, key, value),
+            }
+            record.delivery_opaque.note(Delivery::Unknown);
+        }
+    }
+
+    /// One partition for a batch, another for the next: a request of few large pieces costs the
+    /// broker less than one of many small ones.
+    fn next_partition(&self) -> Option<i32> {
+        match self.health.partitions.load(Ordering::Acquire) {
+            0 => None,
+            partitions => i32::try_from(self.batches.fetch_add(1, Ordering::Relaxed) % partitions).ok(),
+        }
     }
 
     /// The producer to use now; one that failed for good is replaced. What it had open stays in
@@ -186,7 +287,8 @@ impl KafkaJournal {
     fn producer(&self) -> Arc<Producer> {
         let producer = self.current();
         let Some((_, reason)) = producer.client().fatal_error() else { return producer };
-        log::warn!("the producer failed for good and is replaced: {reason}");
+        log::debug!("the producer failed for good and is replaced: {reason}");
+        *self.health.trouble.locked() = Some(reason);
         self.replace();
         self.current()
     }
@@ -207,65 +309,105 @@ impl KafkaJournal {
     fn current(&self) -> Arc<Producer> {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// The one client of this process that asks how far the topic reaches.
+    fn watermarks(&self) -> Result<Watermarks, String> {
+        let mut kept = self.watermarks.locked();
+        match &*kept {
+            Some(watermarks) => Ok(watermarks.clone()),
+            None => {
+                let made = Watermarks::new(&self.settings).map_err(|error| error.to_string())?;
+                Ok(kept.insert(made).clone())
+            }
+        }
+    }
 }
 
 fn make(config: &ClientConfig, health: &Arc<Health>) -> Result<Producer, KafkaError> {
-    Producer::from_config_and_context(config, Acknowledger { health: Arc::clone(health) })
+    let pace = Pace::new();
+    let acknowledger = Acknowledger { health: Arc::clone(health), pace: Arc::clone(&pace) };
+    let producer = Producer::from_config_and_context(config, acknowledger)?;
+    health.pace.store(pace);
+    Ok(producer)
+}
+
+/// What a topic looks like.
+enum Look {
+    Usable {
+        partitions: u32,
+        /// A partition with fewer replicas in sync than it should have, in words.
+        short: Option<String>,
+    },
+    Missing,
+    Unusable(String),
+}
+
+impl Look {
+    fn at(metadata: &Metadata, topic: &str) -> Self {
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Self::Missing;
+        };
+        match found.error().map(RDKafkaErrorCode::from) {
+            Some(code) if client::NO_RIGHT.contains(&code) => {
+                return Self::Unusable(format!("kafka refuses topic {topic}: {code}"));
+            }
+            Some(_) => return Self::Missing,
+            None if found.partitions().is_empty() => return Self::Missing,
+            None => {}
+        }
+        if let Some(partition) = found.partitions().iter().find(|partition| partition.leader() < 0) {
+            return Self::Unusable(format!("kafka is away: partition {} of {topic} has no leader", partition.id()));
+        }
+        let short = found.partitions().iter().find(|it| it.isr().len() < it.replicas().len()).map(|it| {
+            format!("partition {} has {} of {} replicas in sync", it.id(), it.isr().len(), it.replicas().len())
+        });
+        Self::Usable { partitions: u32::try_from(found.partitions().len()).unwrap_or(0), short }
+    }
 }
 
 #[async_trait]
 impl Journal for KafkaJournal {
     fn append(&self, batch: &Batch) -> Arc<Receipt> {
         let receipt = Receipt::new(batch.attempts.len());
-        let producer = self.producer();
-        // One partition for a batch, another for the next: a request of few large pieces costs the
-        // broker less than one of many small ones.
-        let partition = match self.health.partitions.load(Ordering::Acquire) {
-            0 => None,
-            partitions => i32::try_from(self.batches.fetch_add(1, Ordering::Relaxed) % partitions).ok(),
-        };
+        let (producer, partition) = (self.producer(), self.next_partition());
         for (index, sale) in batch.sales().enumerate() {
             let slip = Box::new(Slip { receipt: Arc::clone(&receipt), index });
-            let key = sale.order.to_string();
             let value = sale.to_json().unwrap_or_default();
-            self.health.begin();
-            let mut record =
-                BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(&key).payload(&value);
-            record.partition = partition;
-            if let Err((error, record)) = producer.send(record) {
-                log::debug!("order {key} stays in the outbox: {error}");
-                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) {
-                    // Somebody made the topic anew with fewer: look again.
-                    self.health.reachable.store(false, Ordering::Release);
-                }
-                self.health.end(false);
-                record.delivery_opaque.receipt.note(index, Delivery::Unknown);
-            }
+            self.send(&producer, sale.order.to_string().as_bytes(), &value, partition, slip);
         }
         receipt
     }
 
     fn ready(&self) -> Result<(), String> {
-        if !self.health.topic.load(Ordering::Acquire) || !self.health.reachable.load(Ordering::Acquire) {
-            Err("kafka is away".into())
-        } else if self.health.stalled() {
+        let health = &self.health;
+        if let Some(why) = self.refusal() {
+            Err(why)
+        } else if !health.topic.load(Ordering::Acquire) || !health.reachable.load(Ordering::Acquire) {
+            Err(health.away.locked().clone())
+        } else if health.pace.load().stalled() {
             Err("kafka does not acknowledge".into())
         } else {
             Ok(())
         }
     }
 
+    fn refusal(&self) -> Option<String> {
+        if !self.health.refusing.load(Ordering::Acquire) {
+            return None;
+        }
+        self.health.refused.locked().as_ref().map(|refused| format!("kafka does not take sales: {}", refused.why))
+    }
+
     fn topic(&self) -> &str {
         &self.settings.kafka_topic
     }
 
-    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
-        let kept = self.watermarks.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let watermarks = kept.map_or_else(|| Watermarks::new(&self.settings), Ok);
-        let watermarks = watermarks.map_err(|error| error.to_string())?;
-        let ends = watermarks.ends(&self.settings.kafka_topic).await.map_err(|error| error.to_string())?;
-        *self.watermarks.lock().unwrap_or_else(PoisonError::into_inner) = Some(watermarks);
-        Ok(ends)
+    async fn extents(&self) -> Result<Extents, String> {
+        let extents = self.watermarks()?.extents(&self.settings.kafka_topic).await;
+        extents.map_err(|error| {
+            *self.watermarks.locked() = None;
+            error.to_string()
+        })
     }
 
     async fn flush(&self, within: Duration) {
@@ -277,7 +419,78 @@ impl Journal for KafkaJournal {
     }
 }
 
+impl Slip {
+    fn note(&self, delivery: Delivery) {
+        self.receipt.note(self.index, delivery);
+    }
+}
+
+/// What nobody leaves half changed can be used after a panic.
+trait Locked<T> {
+    fn locked(&self) -> MutexGuard<'_, T>;
+}
+
+impl<T> Locked<T> for Mutex<T> {
+    fn locked(&self) -> MutexGuard<'_, T> {
+        self.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Health {
+    fn is_away(&self, why: String) {
+        *self.away.locked() = why;
+        self.reachable.store(false, Ordering::Release);
+    }
+
+    /// A sale was not acknowledged, and will not be. Whatever the reason: until one is, nobody knows of
+    /// any that would be.
+    fn refuse(&self, error: &KafkaError, key: &[u8], value: &[u8]) {
+        let why = match error.rdkafka_error_code() {
+            // What led to it says more.
+            Some(
+                RDKafkaErrorCode::MessageTimedOut
+                | RDKafkaErrorCode::OperationTimedOut
+                | RDKafkaErrorCode::PurgeQueue
+                | RDKafkaErrorCode::PurgeInflight
+                | RDKafkaErrorCode::Fatal,
+            ) => match &*self.trouble.locked() {
+                Some(trouble) => trouble.clone(),
+                None => format!("no acknowledgement within {} s", DELIVERY_DEADLINE.as_secs()),
+            },
+            Some(code) => code.to_string(),
+            None => error.to_string(),
+        };
+        let mut refused = self.refused.locked();
+        // Said once; the first reason led to the others.
+        refused.get_or_insert_with(|| Refused { why, key: key.to_vec(), value: value.to_vec() });
+        self.refusing.store(true, Ordering::Release);
+    }
+
+    /// Nobody acknowledges, and too few replicas are in sync: that is why.
+    fn note_short(&self, short: Option<String>) {
+        if let (Some(refused), Some(short)) = (&mut *self.refused.locked(), short)
+            && !refused.why.contains(&short)
+        {
+            refused.why = format!("{}; {short}", refused.why.split(';').next().unwrap_or_default());
+        }
+    }
+
+    fn accepted(&self) {
+        if self.refusing.swap(false, Ordering::AcqRel) {
+            *self.refused.locked() = None;
+        }
+    }
+}
+
+impl Pace {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            started: Instant::now(),
+            waiting: AtomicI64::new(0),
+            progress_ms: AtomicU64::new(0),
+        })
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -309,7 +522,9 @@ impl ClientContext for Acknowledger {
             None => log::debug!("kafka: {error}: {reason}"),
         }
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.health.reachable.store(false, Ordering::Release);
+            self.health.is_away("kafka is away: no broker can be reached".to_owned());
+        } else {
+            *self.health.trouble.locked() = Some(client::without_times(reason).to_owned());
         }
     }
 
@@ -328,13 +543,19 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledger {
     type DeliveryOpaque = Box<Slip>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, slip: Box<Slip>) {
+        self.pace.end(result.is_ok());
         // Every delivery error is ambiguous by nature.
-        let delivery = match result {
-            Ok(_) => Delivery::Acknowledged,
-            Err(_) => Delivery::Unknown,
-        };
-        self.health.end(result.is_ok());
-        slip.receipt.note(slip.index, delivery);
+        match result {
+            Ok(_) => {
+                self.health.accepted();
+                slip.note(Delivery::Acknowledged);
+            }
+            Err((error, message)) => {
+                let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
+                self.health.refuse(error, key, value);
+                slip.note(Delivery::Unknown);
+            }
+        }
     }
 }
 

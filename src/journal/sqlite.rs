@@ -1,11 +1,11 @@
 //! The journal as a table in the embedded world's file: sales, and the seeds between them.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use consumer::progress::{Extent, Extents};
 use consumer::sale::Sale;
 use consumer::sqlite::{SqliteFile, Synchronous};
 use jiff::Timestamp;
@@ -273,7 +273,7 @@ impl Journal for SqliteJournal {
         TOPIC
     }
 
-    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
+    async fn extents(&self) -> Result<Extents, String> {
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
         let end: i64 =
@@ -281,7 +281,7 @@ impl Journal for SqliteJournal {
                 .fetch_one(connection)
                 .await
                 .map_err(|error| error.to_string())?;
-        Ok(BTreeMap::from([(0, end)]))
+        Ok(Extents::from([(0, Extent { start: 0, end })]))
     }
 
     async fn flush(&self, _within: Duration) {}

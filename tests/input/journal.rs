@@ -9,6 +9,7 @@ use bolero::{TypeGenerator, check};
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::ledger::{Ledger as _, Message, Record};
 use consumer::metrics::Metrics;
+use consumer::progress::{Checkpoints, Extent, Extents};
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
 use consumer::sqlite::{SqliteFile, Synchronous};
@@ -112,14 +113,14 @@ impl Reader for Given {
         Ok(self.reads.pop_front().unwrap_or(Read::Quiet))
     }
 
-    async fn start(&mut self, _from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
-        Ok(())
+    async fn start(&mut self, _from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError> {
+        Ok(BTreeMap::new())
     }
 
     async fn report(&mut self, _next: &BTreeMap<i32, i64>) {}
 
-    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
-        Ok(BTreeMap::from([(0, self.end)]))
+    async fn extents(&mut self) -> Result<Extents, ReaderError> {
+        Ok(BTreeMap::from([(0, Extent { start: 0, end: self.end })]))
     }
 }
 

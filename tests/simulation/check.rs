@@ -88,6 +88,8 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
             OrderStatus::Unknown => (bought && !excused) || (recorded && !lossy),
             OrderStatus::Accepted => !recorded && !lossy,
             OrderStatus::Pending => false,
+            // Of a log that lost nothing, never.
+            OrderStatus::Undecided => true,
         };
         if wrongly {
             wrong.push(format!(

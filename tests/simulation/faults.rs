@@ -39,6 +39,11 @@ pub struct Faults {
     pub restores: u64,
     /// Units that a node sold while the journal was away, and died.
     pub backlog: u64,
+    pub journal_refuses: u64,
+    pub journal_forgets: u64,
+    pub markers: u64,
+    pub cuts: u64,
+    pub topics_made_anew: u64,
 }
 
 impl Faults {
@@ -76,6 +81,9 @@ impl Faults {
             // Drawn last, so that seeds of before mean what they meant.
             failbacks: often(2),
             adds: often(3),
+            journal_refuses: often(2),
+            journal_forgets: often(20),
+            markers: often(300),
             ..Self::default()
         };
         // Rarer, since what is checked of a run is less once nobody can notice what happened.
@@ -86,6 +94,11 @@ impl Faults {
         // An outbox of thousands is slow also here.
         if chance.in_thousand(1) {
             faults.backlog = chance.between(1000, 3000);
+        }
+        // Rarer still: once a log has lost something, what is checked is that everybody hears of it.
+        if chance.in_thousand(100) {
+            faults.cuts = chance.between(0, 2);
+            faults.topics_made_anew = u64::from(faults.cuts == 0);
         }
         faults
     }
@@ -106,6 +119,12 @@ pub enum Mutation {
     IgnoreTheNextUnit,
     /// A book of a term that is over shuts nothing.
     IgnoreTheTerm,
+    /// A log that ends before what is recorded has nothing more to be recorded.
+    EndBelowNextIsCaughtUp,
+    /// A reader begins where the log does, whatever stood before.
+    SkipTheHead,
+    /// Sales are taken though the last one was refused.
+    TakeAfterARefusal,
     /// A conflict in the ledger shuts nothing.
     IgnoreConflicts,
     /// The consumer's transaction does not read the term.

@@ -144,6 +144,9 @@ mutations! {
     a_node_forgets_how_far_the_books_were: HideSerial, ["told by a node that knew better"];
     a_book_behind_the_ledger_shuts_nothing: IgnoreTheNextUnit, ["the book of"];
     a_term_that_is_over_shuts_nothing: IgnoreTheTerm, ["told and not recorded"];
+    a_log_that_ends_early_is_all_recorded: EndBelowNextIsCaughtUp, ["a told order is denied"];
+    a_log_is_read_from_wherever_it_begins: SkipTheHead, ["a log that lost its head"];
+    sales_are_taken_after_a_refusal: TakeAfterARefusal, ["taken though the last was refused"];
     a_conflict_shuts_nothing: IgnoreConflicts, ["told and not recorded"];
     units_are_added_while_the_sale_is_shut: AddWhileShut, ["units added are gone"];
     no_fence_in_the_ledger: NoFence, ["conflict", "void and recorded", "told and not", "missing", "one key", "the book of", "sold more"];

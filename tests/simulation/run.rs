@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::check;
 use crate::faults::Mutation;
 use crate::redis::Redis;
-use crate::servers::{Face, MAX_LAG, Member, Node, Sim};
+use crate::servers::{Face, MAX_LAG, Member, Node, Sim, TOPIC};
 
 /// After healing, everything must be at rest within this.
 const REST_WITHIN: Duration = Duration::from_secs(400);
@@ -76,6 +76,14 @@ enum Loss {
     Failback,
     /// The same process has an older state, and says nothing of it.
     Unseen,
+}
+
+/// The order that a buyer was told.
+fn told_of(told: &Told) -> Option<Uuid> {
+    match told.said {
+        Some(Purchase::Bought { order, .. }) => Some(order),
+        _ => None,
+    }
 }
 
 /// One node's parts.
@@ -283,7 +291,8 @@ impl Run {
         while self.sim.mutation == Some(Mutation::TellLate) {
             let in_the_log = {
                 let state = self.sim.state();
-                let mut sales = state.log.iter().flatten().filter_map(|value| Sale::from_json(value).ok());
+                let held = state.log.iter().flat_map(|log| log.held.iter().flatten());
+                let mut sales = held.filter_map(|value| Sale::from_json(value).ok());
                 sales.find(|sale| sale.order == order)
             };
             if let Some(sale) = in_the_log {
@@ -454,6 +463,26 @@ impl Run {
                     run.roll_back(kept, Loss::Unseen, &format!("{what}, once more"));
                     tokio::join!(run.crash(0), run.crash(1));
                 }
+            });
+        }
+        for nth in 0..faults.cuts + faults.topics_made_anew {
+            let (run, when) = (Arc::clone(self), at(ms));
+            let anew = nth >= faults.cuts;
+            tasks.spawn(async move {
+                sleep(when).await;
+                let mut state = run.sim.state();
+                let partitions = state.log.len();
+                let which = state.chance.between(0, partitions as u64 - 1) as usize;
+                for partition in 0..partitions {
+                    if anew || partition == which {
+                        state.cut(partition, anew);
+                    }
+                }
+                drop(state);
+                run.sim.log(|state| {
+                    let extents: Vec<_> = state.log.iter().map(|log| log.extent()).collect();
+                    format!("journal: {}: {extents:?}", if anew { "made anew" } else { "cut" })
+                });
             });
         }
         for _ in 0..faults.flushes {
@@ -745,8 +774,12 @@ impl Run {
             let mut state = self.sim.state();
             state.faults = Default::default();
             state.journal_down_until = None;
+            state.refusing_until = None;
         }
         self.sim.log(|_| "everything heals".into());
+        if self.sim.state().broken {
+            return self.mend_the_log().await;
+        }
         if self.consumers.lock().expect("not poisoned").is_empty() {
             self.start_consumer("consumer last");
         }
@@ -804,6 +837,55 @@ impl Run {
         wrong
     }
 
+    /// A log lost what was not recorded, and nobody can bring it back: everybody must hear of it. What
+    /// an operator gives up is given up, and recording goes on.
+    async fn mend_the_log(self: &Arc<Self>) -> Vec<String> {
+        let stopped = || {
+            let mut fatal = self.fatal.lock().expect("not poisoned");
+            let said = std::mem::take(&mut *fatal);
+            let (expected, other): (Vec<String>, Vec<String>) =
+                said.into_iter().partition(|why| why.contains("topic CAR_NUMBER partition"));
+            *fatal = other;
+            !expected.is_empty()
+        };
+        // Whoever reads its place in the log now, if nobody has yet.
+        self.start_consumer("consumer mending");
+        let until = Instant::now() + WATCHED_WITHIN * 10;
+        let mut heard = stopped();
+        while !heard && Instant::now() < until {
+            sleep(Duration::from_millis(500)).await;
+            heard = stopped();
+        }
+        if !heard {
+            return vec!["a log that lost its head was read on in silence".into()];
+        }
+        sleep(ORDER_AGE).await;
+        let told: Vec<Uuid> = self.told.lock().expect("not poisoned").iter().filter_map(told_of).collect();
+        for order in told {
+            let lost = {
+                let state = self.sim.state();
+                state.cut.contains(&order) && !state.books.rows.contains_key(&order)
+            };
+            if lost && self.look_up(0, order).await == Some(OrderStatus::Unknown) {
+                return vec!["a told order is denied, though nobody can say".into()];
+            }
+        }
+        let node = Node::new(&self.sim, "skip");
+        let world = world(&node);
+        let extents = world.journal.extents().await.unwrap_or_default();
+        let short = |state: &crate::servers::State| {
+            let next = |p: usize| state.books.checkpoints.get(&(p as i32)).map_or(0, |known| known.next);
+            state.log.iter().enumerate().any(|(p, log)| next(p) > log.end())
+        };
+        if short(&self.sim.state()) {
+            // Only another topic helps.
+            return Vec::new();
+        }
+        let skipped = consumer::skip::skip(&*world.ledger, TOPIC, &extents, None, true).await;
+        self.sim.log(|_| format!("operator: skip: {skipped:?}"));
+        Vec::new()
+    }
+
     /// Waits until nothing is under way any more, as an operator would who sees to what is shut.
     async fn rest(self: &Arc<Self>, items: &[Item]) -> Option<String> {
         let began = Instant::now();
@@ -850,7 +932,7 @@ impl Run {
         }
         let behind = state.log.iter().enumerate().any(|(partition, log)| {
             let next = state.books.checkpoints.get(&(partition as i32)).map_or(0, |known| known.next);
-            next < log.len() as i64
+            next < log.end()
         });
         (behind.then(|| "the ledger is behind".into()), None)
     }

@@ -13,6 +13,7 @@ use consumer::ledger::{
     Account, Batch as Posting, Checkpoint, Closed, Faults as Aside, Ledger, LedgerError, Message, Page,
     Posted, Record, Restored, SaleRecord, Standpoint, post,
 };
+use consumer::progress::{Checkpoints, Extent, Extents, begin};
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
 use seckill::item::Item;
@@ -33,6 +34,10 @@ pub const TOPIC: &str = "CAR_NUMBER";
 /// The client gives up then, as the real one does.
 const REPLY_WITHIN: Duration = Duration::from_millis(800);
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
+/// How soon what was refused is offered again.
+const OFFER_EVERY: Duration = Duration::from_secs(1);
+/// Longer than any run.
+const NEVER: Duration = Duration::from_secs(1_000_000);
 /// `min-replicas-max-lag`: a master whose replica was silent for longer refuses.
 pub const MAX_LAG: Duration = Duration::from_secs(2);
 
@@ -47,11 +52,19 @@ pub struct State {
     /// The old master, after a failover, and until when which node speaks to it.
     pub old: Option<Redis>,
     pub loyal: BTreeMap<String, Instant>,
-    pub log: Vec<Vec<Vec<u8>>>,
+    pub log: Vec<Log>,
     partitions: BTreeMap<Uuid, usize>,
     pub books: Books,
     pub group: Group,
     pub journal_down_until: Option<Instant>,
+    /// Until then every sale is refused at once.
+    pub refusing_until: Option<Instant>,
+    /// By node: the sale that was refused last, if none was acknowledged since.
+    pub refused: BTreeMap<String, bool>,
+    /// Orders that left the log before they were recorded.
+    pub cut: BTreeSet<Uuid>,
+    /// A log lost something that was not recorded, or is another one.
+    pub broken: bool,
     /// What is still to be done or to land, though nobody waits for it.
     pub in_air: u64,
     /// Units on sale by what the operator did, net of what was withdrawn.
@@ -76,6 +89,48 @@ pub struct State {
     pub begun: Vec<Uuid>,
     pub trace: Vec<String>,
     names: BTreeMap<Uuid, String>,
+}
+
+/// One partition.
+#[derive(Debug, Clone, Default)]
+pub struct Log {
+    /// What stands at each offset from `start` on; `None`: the marker of a transaction, which no reader
+    /// is given.
+    pub held: Vec<Option<Vec<u8>>>,
+    pub start: i64,
+}
+
+impl Log {
+    pub fn end(&self) -> i64 {
+        self.start + self.held.len() as i64
+    }
+
+    pub fn extent(&self) -> Extent {
+        Extent { start: self.start, end: self.end() }
+    }
+
+    fn push(&mut self, value: Option<Vec<u8>>) {
+        self.held.push(value);
+    }
+
+    /// Takes out what stands before an offset.
+    pub fn cut(&mut self, before: i64) {
+        let gone = (before - self.start).clamp(0, self.held.len() as i64);
+        self.held.drain(..gone as usize);
+        self.start += gone;
+    }
+
+    /// The messages from an offset on, and where a reader stands after `most` of them.
+    fn read(&self, from: i64, most: usize) -> (Vec<Message>, i64) {
+        let (mut messages, mut next) = (Vec::new(), from.max(self.start));
+        while messages.len() < most && next < self.end() {
+            if let Some(value) = &self.held[(next - self.start) as usize] {
+                messages.push(Message { offset: next, value: value.clone() });
+            }
+            next += 1;
+        }
+        (messages, next)
+    }
 }
 
 /// The consumer group.
@@ -120,11 +175,15 @@ impl Sim {
             cut_off: None,
             old: None,
             loyal: BTreeMap::new(),
-            log: vec![Vec::new(); partitions],
+            log: vec![Log::default(); partitions],
             partitions: BTreeMap::new(),
             books: Books { no_fence: mutation == Some(Mutation::NoFence), ..Books::default() },
             group: Group::default(),
             journal_down_until: None,
+            refusing_until: None,
+            refused: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            broken: false,
             in_air: 0,
             granted: BTreeMap::new(),
             added_while_shut: BTreeMap::new(),
@@ -235,6 +294,26 @@ impl State {
         let done = work(self);
         swap(self);
         Some(done)
+    }
+
+    /// Takes the head of a partition out of its log, or makes all of it anew.
+    pub fn cut(&mut self, partition: usize, anew: bool) {
+        let log = &self.log[partition];
+        let next = self.books.checkpoints.get(&(partition as i32)).map_or(0, |known| known.next);
+        let (start, end) = (log.start, log.end());
+        let before = if anew { end } else { self.chance.between(start as u64, end as u64) as i64 };
+        let (gone, _) = self.log[partition].read(next, (before - next.max(start)).max(0) as usize);
+        let orders = gone.iter().filter(|message| message.offset < before);
+        let orders = orders.filter_map(|message| Some(Sale::from_json(&message.value).ok()?.order));
+        let lost: Vec<Uuid> = orders.filter(|order| !self.books.rows.contains_key(order)).collect();
+        self.cut.extend(lost);
+        if anew {
+            self.broken |= next > 0;
+            self.log[partition] = Log::default();
+        } else {
+            self.broken |= before > next;
+            self.log[partition].cut(before);
+        }
     }
 
     /// Another process, with what it kept.
@@ -402,6 +481,12 @@ impl Stock for Face {
     async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
         let mutation = self.0.sim.mutation;
         let (item, call, node) = (item.clone(), call.clone(), Arc::clone(&self.0));
+        if call.taking && !call.attempts.is_empty() {
+            let mut state = node.sim.state();
+            if state.refused.get(&node.name) == Some(&true) {
+                state.seen_wrong.push(format!("taken though the last was refused: by {}", node.name));
+            }
+        }
         let ask = |node: Arc<Node>, call: Call| {
             let item = item.clone();
             let sim = Arc::clone(&node.sim);
@@ -618,6 +703,14 @@ struct Fate {
 }
 
 impl State {
+    /// A sale stands in the log, and perhaps what is no message after it.
+    fn lands(&mut self, partition: usize, value: Vec<u8>) {
+        self.log[partition].push(Some(value));
+        if self.of(|faults| faults.markers) {
+            self.log[partition].push(None);
+        }
+    }
+
     fn fate(&mut self) -> Fate {
         let sent = self.ms(0, 2);
         let lands = self.ms(0, 3);
@@ -629,6 +722,15 @@ impl State {
             // Half of them are told of soon after: those a buyer still waits for.
             let most = if self.chance.in_thousand(500) { 200 } else { 5000 };
             fate.heard.0 = lands + self.ms(0, most);
+        }
+        if self.refusing_until.is_some_and(|until| Instant::now() < until) {
+            return Fate { sent, lands: None, doubled: None, heard: (self.ms(0, 3), Delivery::Unknown) };
+        }
+        if self.of(|faults| faults.journal_forgets) {
+            // It lands, or not; the one who sent it never hears of it.
+            fate.lands = fate.lands.filter(|_| self.chance.in_thousand(500));
+            fate.heard.0 = NEVER;
+            return fate;
         }
         if self.journal_down_until.is_some_and(|until| Instant::now() < until)
             || self.of(|faults| faults.journal_drops)
@@ -683,10 +785,10 @@ impl Journal for Face {
                         sleep(after).await;
                         let mut state = sim.state();
                         state.in_air -= 1;
-                        state.log[partition].push(value);
+                        state.lands(partition, value);
                         drop(state);
                         sim.log(|state| {
-                            let offset = state.log[partition].len() - 1;
+                            let offset = state.log[partition].end() - 1;
                             format!(
                                 "journal {partition}/{offset}: {} ({}, term {}, {}) lands",
                                 state.name(sale.order),
@@ -699,6 +801,7 @@ impl Journal for Face {
                 }
                 sleep(fate.heard.0).await;
                 node.here().await;
+                sim.state().refused.insert(node.name.clone(), fate.heard.1 == Delivery::Unknown);
                 if fate.heard.1 == Delivery::Unknown {
                     sim.log(|state| format!("{}: {} is unknown", node.name, state.name(sale.order)));
                     if mutation == Some(Mutation::PutBack) {
@@ -717,8 +820,20 @@ impl Journal for Face {
     fn ready(&self) -> Result<(), String> {
         let mut state = self.0.sim.state();
         let now = Instant::now();
+        if state.refused.get(&self.0.name) == Some(&true) && self.0.sim.mutation != Some(Mutation::TakeAfterARefusal) {
+            // As the real one does: it offers what was refused once more, until that is taken.
+            if state.refusing_until.is_none_or(|until| now > until + OFFER_EVERY) {
+                state.refused.insert(self.0.name.clone(), false);
+            } else {
+                return Err("the journal takes no sales".into());
+            }
+        }
         if state.journal_down_until.is_some_and(|until| now < until) {
             return Err("the journal is away".into());
+        }
+        if state.of(|faults| faults.journal_refuses) {
+            let until = now + state.ms(500, 8000);
+            state.refusing_until = Some(until);
         }
         if state.of(|faults| faults.journal_is_down) {
             let until = now + state.ms(500, 8000);
@@ -731,7 +846,7 @@ impl Journal for Face {
         TOPIC
     }
 
-    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
+    async fn extents(&self) -> Result<Extents, String> {
         self.0.here().await;
         let (wait, away) = {
             let mut state = self.0.sim.state();
@@ -743,10 +858,24 @@ impl Journal for Face {
             return Err("the journal is away".into());
         }
         let state = self.0.sim.state();
-        Ok(state.log.iter().enumerate().map(|(p, log)| (p as i32, log.len() as i64)).collect())
+        let next = |p: i32| state.books.checkpoints.get(&p).map_or(0, |known| known.next);
+        Ok((0..).zip(&state.log).map(|(p, log)| (p, self.extent(log, next(p)))).collect())
     }
 
     async fn flush(&self, _within: Duration) {}
+}
+
+impl Face {
+    /// With a rule taken out, a log that ends early or begins late is what it once was.
+    fn extent(&self, log: &Log, next: i64) -> Extent {
+        let Extent { start, end } = log.extent();
+        match self.0.sim.mutation {
+            // All that is asked then is whether the ledger is further than the end.
+            Some(Mutation::EndBelowNextIsCaughtUp) => Extent { start: 0, end: end.max(next) },
+            Some(Mutation::SkipTheHead) => Extent { start: 0, end },
+            _ => Extent { start, end },
+        }
+    }
 }
 
 #[async_trait]
@@ -973,6 +1102,8 @@ pub struct Member {
     mine: Vec<i32>,
     /// Where it reads on; nothing is read of a partition that was not started.
     at: BTreeMap<i32, i64>,
+    /// Where there was no message, until it is told.
+    passed: BTreeMap<i32, i64>,
 }
 
 impl Member {
@@ -982,7 +1113,7 @@ impl Member {
         let id = state.group.next;
         state.group.members.push(id);
         state.group.rebalance();
-        Self { node: Arc::clone(node), id, generation: 0, mine: Vec::new(), at: BTreeMap::new() }
+        Self { node: Arc::clone(node), id, generation: 0, mine: Vec::new(), at: BTreeMap::new(), passed: BTreeMap::new() }
     }
 
     pub fn id(&self) -> u64 {
@@ -1000,6 +1131,7 @@ impl Member {
         self.generation = state.group.generation;
         self.mine = state.group.share(self.id, state.log.len());
         self.at.clear();
+        self.passed.clear();
         Some(Read::Assigned(self.mine.clone()))
     }
 }
@@ -1022,21 +1154,27 @@ impl Reader for Member {
                     return Err(ReaderError::Away("away".into()));
                 }
                 let max = state.chance.between(1, 8).min(max as u64) as usize;
-                let mut read = BTreeMap::new();
+                let (mut read, mut passed) = (BTreeMap::new(), std::mem::take(&mut self.passed));
                 for (partition, at) in &mut self.at {
                     let log = &state.log[*partition as usize];
-                    let from = (*at).clamp(0, log.len() as i64) as usize;
-                    let upto = log.len().min(from + max);
-                    let messages: Vec<Message> = (from..upto)
-                        .map(|offset| Message { offset: offset as i64, value: log[offset].clone() })
-                        .collect();
+                    if (*at < log.start || *at > log.end()) && self.node.sim.mutation != Some(Mutation::SkipTheHead) {
+                        return Err(ReaderError::Foreign(format!("offset {at} is not in the log")));
+                    }
+                    let (messages, next) = log.read(*at, max);
                     if !messages.is_empty() {
-                        *at = upto as i64;
+                        *at = next;
                         read.insert(*partition, messages);
+                    } else if next > *at {
+                        passed.insert(*partition, next);
+                        *at = next;
                     }
                 }
                 if !read.is_empty() {
+                    self.passed = passed;
                     return Ok(Read::Messages(read));
+                }
+                if !passed.is_empty() {
+                    return Ok(Read::Passed(passed));
                 }
             }
             if turn == 0 {
@@ -1047,24 +1185,26 @@ impl Reader for Member {
         Ok(self.assigned().unwrap_or(Read::Quiet))
     }
 
-    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+    async fn start(&mut self, from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError> {
         self.node.here().await;
         let mut state = self.node.sim.state();
         if state.of(|faults| faults.reader_away) {
             return Err(ReaderError::Away("away".into()));
         }
-        for partition in &self.mine {
-            let end = state.log[*partition as usize].len() as i64;
-            let mut at = from.get(partition).copied().unwrap_or(0);
-            if self.node.sim.mutation == Some(Mutation::SeekToGroup) {
-                at = state.group.offsets.get(partition).copied().unwrap_or(at);
-            }
-            if at < 0 || at > end {
-                return Err(ReaderError::Foreign(format!("offset {at} is not in the log")));
-            }
-            self.at.insert(*partition, at);
+        let mutation = self.node.sim.mutation;
+        let mine = self.mine.iter();
+        let mut extents: Extents = mine.map(|p| (*p, state.log[*p as usize].extent())).collect();
+        if mutation == Some(Mutation::SkipTheHead) {
+            extents.values_mut().for_each(|extent| extent.start = 0);
         }
-        Ok(())
+        let mut begins = begin(TOPIC, &extents, from)?;
+        if mutation == Some(Mutation::SeekToGroup) {
+            let group = &state.group.offsets;
+            begins.iter_mut().for_each(|(partition, at)| *at = group.get(partition).copied().unwrap_or(*at));
+        }
+        self.at = begins.clone();
+        self.passed.clear();
+        Ok(begins)
     }
 
     async fn report(&mut self, next: &BTreeMap<i32, i64>) {
@@ -1072,8 +1212,8 @@ impl Reader for Member {
         self.node.sim.state().group.offsets.extend(next);
     }
 
-    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
+    async fn extents(&mut self) -> Result<Extents, ReaderError> {
         let state = self.node.sim.state();
-        Ok(self.mine.iter().map(|p| (*p, state.log[*p as usize].len() as i64)).collect())
+        Ok(self.mine.iter().map(|p| (*p, state.log[*p as usize].extent())).collect())
     }
 }

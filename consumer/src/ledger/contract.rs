@@ -91,6 +91,7 @@ macro_rules! contract {
 contract! {
     a_sale_is_found_as_it_was_sold
     checkpoints_are_written_with_the_rows
+    a_checkpoint_passes_over_what_is_no_message
     the_same_batch_again_has_moved
     two_at_once_post_once
     a_batch_is_posted_whole_or_not_at_all
@@ -118,7 +119,7 @@ contract! {
 fn part(partition: i32, from: Option<i64>, first: i64, values: &[Vec<u8>]) -> Part {
     let messages =
         (first..).zip(values).map(|(offset, value)| Message { offset, value: value.clone() }).collect();
-    Part { partition, from, messages }
+    Part { partition, from, messages, upto: None }
 }
 
 fn batch(parts: Vec<Part>) -> Batch {
@@ -179,6 +180,7 @@ async fn checkpoints_are_written_with_the_rows(books: &dyn Books) {
         partition: 2,
         from: None,
         messages: vec![Message { offset: 0, value: two }, Message { offset: 2, value: three.clone() }],
+        upto: None,
     };
     let posted = post(books, &batch(vec![part(0, None, 7, std::slice::from_ref(&one)), gap])).await;
     let expected = BTreeMap::from([
@@ -191,6 +193,23 @@ async fn checkpoints_are_written_with_the_rows(books: &dyn Books) {
     post(books, &batch(vec![part(0, Some(8), 8, std::slice::from_ref(&four))])).await;
     let moved = &books.ledger().checkpoints(TOPIC).await.expect("read")[&0];
     assert_eq!(*moved, Checkpoint { next: 9, fingerprint: fingerprint(&four) });
+}
+
+async fn a_checkpoint_passes_over_what_is_no_message(books: &dyn Books) {
+    let upto = |from, upto| batch(vec![Part { partition: 0, from, messages: Vec::new(), upto: Some(upto) }]);
+    let at = async || books.ledger().checkpoints(TOPIC).await.expect("read").remove(&0).expect("a checkpoint");
+    post(books, &upto(None, 5)).await;
+    assert_eq!((at().await.next, at().await.last()), (5, None), "nothing was recorded yet");
+    let one = Message { offset: 7, value: bytes(&sale(1)) };
+    post(books, &batch(vec![Part { partition: 0, from: Some(5), messages: vec![one.clone()], upto: None }])).await;
+    post(books, &upto(Some(8), 9)).await;
+    post(books, &upto(Some(9), 2_000_000_000_000)).await;
+    let far = at().await;
+    assert_eq!((far.next, far.last()), (2_000_000_000_000, Some(7)));
+    assert!(far.is_after(&one) && !far.is_after(&Message { offset: 7, value: bytes(&sale(2)) }));
+    assert!(matches!(books.ledger().post(&upto(Some(9), 10)).await, Err(LedgerError::Moved { .. })));
+    post(books, &upto(Some(far.next), 3)).await;
+    assert_eq!(at().await, far, "never back");
 }
 
 async fn the_same_batch_again_has_moved(books: &dyn Books) {

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::row::{MAX_MESSAGE_BYTES, Row};
-use super::{Batch, Checkpoint, LATE, LedgerError, Message, Part, Posted, Verdict, fingerprint, judge};
+use super::{Batch, Checkpoint, LATE, LedgerError, Message, Part, Posted, Verdict, judge};
+use crate::progress::ANOTHER_TOPIC;
 use crate::sale::Sale;
 
 /// Rows in one insert: 13 values each, and either database takes at least 32,766 in a statement.
@@ -92,11 +93,14 @@ pub struct Standing {
 /// As [`super::Record::post`]; nothing of the batch may be kept then.
 pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, LedgerError> {
     // Everyone locks in the order of the partitions, so no two can wait for each other.
+    let mut standing = Vec::with_capacity(batch.parts.len());
     for part in &batch.parts {
-        let found = tables.lock(&batch.topic, part.partition).await?.map(|checkpoint| checkpoint.next);
+        let checkpoint = tables.lock(&batch.topic, part.partition).await?;
+        let found = checkpoint.as_ref().map(|checkpoint| checkpoint.next);
         if found != part.from {
             return Err(LedgerError::Moved { partition: part.partition, expected: part.from, found });
         }
+        standing.push(checkpoint.unwrap_or(Checkpoint::NOTHING));
     }
     let topic = &batch.topic;
     let mut posting = Posting { tables, topic, posted: Posted::default(), terms: HashMap::new() };
@@ -112,8 +116,8 @@ pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, Ledg
         (recorded, next) = tokio::join!(biased; posting.record(rows), async { chunks.next() });
         recorded?;
     }
-    for part in &batch.parts {
-        posting.advance(part).await?;
+    for (part, standing) in batch.parts.iter().zip(standing) {
+        posting.advance(part, &standing).await?;
     }
     Ok(posting.posted)
 }
@@ -278,11 +282,12 @@ impl Posting<'_> {
         Ok(())
     }
 
-    async fn advance(&mut self, part: &Part) -> Result<(), LedgerError> {
-        let Some(last) = part.messages.last() else {
-            return Ok(());
+    async fn advance(&mut self, part: &Part, standing: &Checkpoint) -> Result<(), LedgerError> {
+        let to = match (part.messages.last(), part.upto) {
+            (Some(last), _) => Checkpoint::after(last),
+            (None, Some(upto)) if upto > standing.next => standing.passed(upto),
+            (None, _) => return Ok(()),
         };
-        let to = Checkpoint { next: last.offset + 1, fingerprint: fingerprint(&last.value) };
         match self.tables.advance(self.topic, part.partition, &to, part.from.is_some()).await? {
             Written::Done => {
                 self.posted.checkpoints.insert(part.partition, to);
@@ -325,7 +330,7 @@ impl Known {
 fn recreated(row: &Row<'_>, recorded: Uuid) -> LedgerError {
     LedgerError::Foreign(format!(
         "topic {} partition {} offset {} holds order {}, but the ledger has order {recorded} from there: \
-         the topic was recreated; give SECKILL_KAFKA_TOPIC a new name, or SECKILL_DATABASE_URL a new database",
+         the topic was recreated; {ANOTHER_TOPIC}",
         row.topic, row.partition, row.message.offset, row.sale.order
     ))
 }

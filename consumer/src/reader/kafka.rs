@@ -20,8 +20,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Read, Reader, ReaderError};
 use crate::config::{ConfigError, Settings};
-use crate::kafka::{Apart, away, blocking, watermarks};
-use crate::ledger::Message;
+use crate::kafka::{Apart, NO_RIGHT, away, blocking, partitions, watermarks};
+use crate::ledger::{Checkpoint, Message};
+use crate::progress::{self, ANOTHER_TOPIC, Checkpoints, Extents, begin};
 use group::{Assignment, Client, join};
 
 /// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.
@@ -38,6 +39,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// harm where it is Kafka itself that is away.
 const REPLACED_AFTER: Duration = Duration::from_secs(10);
 
+/// A word between threads of one process.
+const SEEK_WITHIN: Duration = Duration::from_secs(1);
+
 /// Bytes in one batch, the last message apart: a sale has 300, but a topic takes messages of
 /// 1 MiB from anybody, and a thousand of them would be a gigabyte.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -51,11 +55,20 @@ pub struct KafkaReader {
     assignment: Arc<Assignment>,
     /// The next offset wanted of each partition that was started.
     positions: BTreeMap<i32, i64>,
+    /// Where the log ended when it was last asked.
+    ends: BTreeMap<i32, i64>,
+    /// Partitions that are read once more from their positions, with where the log ended before: if
+    /// their end is met first, there is no message between.
+    again: BTreeMap<i32, i64>,
+    /// Where there was none, until it is told.
+    passed: BTreeMap<i32, i64>,
     paused: bool,
     /// Messages that came when none were wanted.
     held: BTreeMap<i32, Vec<Message>>,
     /// Why Kafka is away, until it answers.
     trouble: Option<String>,
+    /// Why it refuses, until it brings something: that it answers otherwise says nothing.
+    refused: Option<String>,
     /// When Kafka last answered, or this client was made.
     heard: Instant,
     /// librdkafka asked for an offset that the log does not have, and fetches no more: what it
@@ -76,9 +89,13 @@ impl KafkaReader {
             consumer: Some(consumer),
             assignment,
             positions: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            again: BTreeMap::new(),
+            passed: BTreeMap::new(),
             paused: false,
             held: BTreeMap::new(),
             trouble: None,
+            refused: None,
             heard: Instant::now(),
             outside: false,
         })
@@ -102,9 +119,51 @@ impl KafkaReader {
 
     /// What was read may be another's now.
     fn forget(&mut self) {
-        self.positions.clear();
-        self.held.clear();
+        self.begin(BTreeMap::new());
         self.paused = false;
+    }
+
+    /// Wants these offsets next, and has read nothing.
+    fn begin(&mut self, positions: BTreeMap<i32, i64>) {
+        self.positions = positions;
+        self.held.clear();
+        self.ends.clear();
+        self.again.clear();
+        self.passed.clear();
+    }
+
+    /// The log ends after our position, and nothing comes: what stands there may be no message (the
+    /// marker of a transaction, or what one gave up), and librdkafka does not say how far it has come.
+    /// Read once more from there, the end is met again.
+    fn look_again(&mut self, consumer: &Client) -> Result<(), ReaderError> {
+        let further = |(partition, end): (&i32, &i64)| {
+            let position = *self.positions.get(partition)?;
+            (position < *end && !self.again.contains_key(partition)).then_some((*partition, *end))
+        };
+        let again: BTreeMap<i32, i64> = self.ends.iter().filter_map(further).collect();
+        self.ends.clear();
+        if again.is_empty() {
+            return Ok(());
+        }
+        let list = self.list(again.keys().map(|it| (*it, Offset::Offset(self.positions[it]))));
+        let sought = consumer.seek_partitions(list, SEEK_WITHIN).map_err(away)?;
+        // Of others an end that was met earlier may still be told.
+        let done: Vec<i32> =
+            sought.elements().iter().filter(|it| it.error().is_ok()).map(|it| it.partition()).collect();
+        self.again.extend(again.into_iter().filter(|(partition, _)| done.contains(partition)));
+        Ok(())
+    }
+
+    /// The end of a partition was met.
+    fn met_the_end(&mut self, partition: i32) {
+        self.answered();
+        if let Some(end) = self.again.remove(&partition)
+            && let Some(position) = self.positions.get_mut(&partition)
+            && *position < end
+        {
+            *position = end;
+            self.passed.insert(partition, end);
+        }
     }
 
     fn consumer(&self) -> Result<Arc<Apart<Client>>, ReaderError> {
@@ -144,17 +203,25 @@ impl KafkaReader {
                     _ => Ok(None),
                 }
             }
+            Err(KafkaError::PartitionEOF(partition)) => {
+                self.met_the_end(partition);
+                Ok(None)
+            }
             Err(error) => Err(trouble(&error, consumer.client().fatal_error().map(|(_, text)| text))),
         }
     }
 
     fn answered(&mut self) {
         self.trouble = None;
+        self.refused = None;
         self.heard = Instant::now();
     }
 
     /// Nothing came. After a trouble, or a long silence, it matters why: asks the broker.
     async fn quiet(&mut self) -> Result<Read, ReaderError> {
+        if let Some(why) = &self.refused {
+            return Err(ReaderError::Away(why.clone()));
+        }
         if self.trouble.is_none() && self.heard.elapsed() < PROBE_EVERY {
             return Ok(Read::Quiet);
         }
@@ -162,17 +229,21 @@ impl KafkaReader {
         let topic = self.topic.clone();
         let answer = blocking(move || {
             let metadata = consumer.fetch_metadata(Some(&topic), PROBE_WITHIN).map_err(away)?;
-            Ok(metadata.topics().iter().any(|found| found.name() == topic && !found.partitions().is_empty()))
+            Ok(partitions(&metadata, &topic))
         })
         .await?;
         match answer {
-            Ok(true) => {
+            Ok(Ok(Some(_))) => {
                 self.answered();
                 Ok(Read::Quiet)
             }
-            Ok(false) => {
+            Ok(Ok(None)) => {
                 self.heard = Instant::now();
                 Err(ReaderError::Away(format!("there is no topic {}", self.topic)))
+            }
+            Ok(Err(refused)) => {
+                self.heard = Instant::now();
+                Err(refused)
             }
             Err(ReaderError::Away(why)) => {
                 // Not at the first trouble: a long posting hears nothing either.
@@ -188,27 +259,22 @@ impl KafkaReader {
     /// Says which partition's offset lies outside the log.
     async fn outside(&mut self) -> ReaderError {
         self.outside = true;
-        let wanted = self.positions.clone();
+        let wanted = self.positions.iter();
+        let wanted: Checkpoints = wanted.map(|(it, next)| (*it, Checkpoint::NOTHING.passed(*next))).collect();
         match self.watermarks(wanted.keys().copied().collect()).await {
-            Ok(ends) => ends
-                .into_iter()
-                .find_map(|(partition, (first, end))| {
-                    let wanted = *wanted.get(&partition)?;
-                    (wanted < first || wanted > end)
-                        .then(|| outside(&self.topic, partition, wanted, first, end))
-                })
-                .unwrap_or_else(|| {
-                    ReaderError::Foreign(format!(
-                        "topic {}: Kafka no longer has an offset that it had; look at its retention, and at \
-                         what became of its disks",
-                        self.topic
-                    ))
-                }),
+            Ok(extents) => match progress::behind(&self.topic, &wanted, &extents, &wanted) {
+                Err(contradiction) => contradiction.into(),
+                Ok(_) => ReaderError::Foreign(format!(
+                    "topic {}: Kafka no longer has an offset that it had: the topic was recreated, or lost its tail; \
+                     {ANOTHER_TOPIC}",
+                    self.topic
+                )),
+            },
             Err(error) => error,
         }
     }
 
-    async fn watermarks(&self, partitions: Vec<i32>) -> Result<BTreeMap<i32, (i64, i64)>, ReaderError> {
+    async fn watermarks(&self, partitions: Vec<i32>) -> Result<Extents, ReaderError> {
         let consumer = self.consumer()?;
         let topic = self.topic.clone();
         blocking(move || watermarks(&**consumer, &topic, &partitions)).await?
@@ -252,6 +318,9 @@ impl Reader for KafkaReader {
                 }
                 return Ok(Read::Assigned(partitions));
             }
+            if max > 0 && count == 0 && !self.passed.is_empty() {
+                return Ok(Read::Passed(std::mem::take(&mut self.passed)));
+            }
             if max == 0 && count > 0 {
                 for (partition, more) in std::mem::take(&mut messages) {
                     self.held.entry(partition).or_default().extend(more);
@@ -263,7 +332,12 @@ impl Reader for KafkaReader {
                     biased;
                     () = assignment.next() => continue,
                     received = consumer.recv() => received,
-                    () = sleep_until(until) => return self.quiet().await,
+                    () = sleep_until(until) => {
+                        if max > 0 {
+                            self.look_again(&consumer)?;
+                        }
+                        return self.quiet().await;
+                    }
                 }
             } else {
                 tokio::select! {
@@ -285,6 +359,12 @@ impl Reader for KafkaReader {
                 Ok(None) => {}
                 Err(Trouble::Outside) => return Err(self.outside().await),
                 Err(Trouble::Fatal(why)) => return Err(ReaderError::Foreign(why)),
+                Err(Trouble::Refused(why)) => {
+                    self.refused = Some(why);
+                    if count == 0 {
+                        return self.quiet().await;
+                    }
+                }
                 Err(Trouble::Away(why)) => {
                     self.trouble = Some(why);
                     if count == 0 {
@@ -299,29 +379,18 @@ impl Reader for KafkaReader {
         }
     }
 
-    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+    async fn start(&mut self, from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError> {
         let consumer = self.consumer()?;
-        let partitions = self.assignment.partitions();
-        let mut positions = BTreeMap::new();
-        for (partition, (first, end)) in self.watermarks(partitions).await? {
-            let start = match from.get(&partition) {
-                Some(&wanted) if wanted < first || wanted >= end => {
-                    return Err(outside(&self.topic, partition, wanted, first, end));
-                }
-                Some(&wanted) => wanted,
-                None => first,
-            };
-            positions.insert(partition, start);
-        }
+        let extents = self.watermarks(self.assignment.partitions()).await?;
+        let positions = begin(&self.topic, &extents, from)?;
         let list = self.list(positions.iter().map(|(partition, start)| (*partition, Offset::Offset(*start))));
         // A pause outlives its assignment: a partition may come back as it was left.
         consumer.resume(&list).map_err(away)?;
         self.paused = false;
         consumer.assign(&list).map_err(away)?;
-        self.positions = positions;
-        self.held.clear();
+        self.begin(positions.clone());
         self.answered();
-        Ok(())
+        Ok(positions)
     }
 
     async fn report(&mut self, next: &BTreeMap<i32, i64>) {
@@ -337,9 +406,10 @@ impl Reader for KafkaReader {
         }
     }
 
-    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
-        let ends = self.watermarks(self.positions.keys().copied().collect()).await?;
-        Ok(ends.into_iter().map(|(partition, (_, end))| (partition, end)).collect())
+    async fn extents(&mut self) -> Result<Extents, ReaderError> {
+        let extents = self.watermarks(self.positions.keys().copied().collect()).await?;
+        self.ends = extents.iter().map(|(partition, extent)| (*partition, extent.end)).collect();
+        Ok(extents)
     }
 
     async fn close(&mut self) {
@@ -364,6 +434,8 @@ impl std::fmt::Debug for KafkaReader {
 /// What an error instead of a message means.
 enum Trouble {
     Away(String),
+    /// Kafka is there and does not let us.
+    Refused(String),
     Outside,
     Fatal(String),
 }
@@ -382,16 +454,10 @@ fn trouble(error: &KafkaError, fatal: Option<String>) -> Trouble {
                 | RDKafkaErrorCode::NoOffset,
             ),
         ) => Trouble::Outside,
+        (_, Some(code)) if NO_RIGHT.contains(&code) => {
+            Trouble::Refused(format!("kafka refuses to be read, see SECURITY.md for the rights: {code}"))
+        }
         (_, Some(code)) => Trouble::Away(code.to_string()),
         (error, None) => Trouble::Away(error.to_string()),
     }
-}
-
-fn outside(topic: &str, partition: i32, wanted: i64, first: i64, end: i64) -> ReaderError {
-    ReaderError::Foreign(format!(
-        "topic {topic} partition {partition}: the ledger needs offset {wanted}, the log has {first} up to {end}, \
-         and nothing is skipped: if the topic was recreated or lost its tail, give SECKILL_KAFKA_TOPIC a new name; \
-         if its retention removed messages and none is missing in the ledger, delete the partition's row in \
-         journal_offset"
-    ))
 }

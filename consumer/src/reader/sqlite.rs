@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Read, Reader, ReaderError};
 use crate::ledger::Message;
+use crate::progress::{Checkpoints, Extent, Extents};
 use crate::sqlite::{SqliteFile, Synchronous};
 
 /// The journal's name in checkpoints.
@@ -54,7 +55,7 @@ impl SqliteReader {
 
     /// Whether a batch or more was sold since the last look, and the ledger is not far behind.
     async fn is_rush(&mut self, next: i64) -> Result<bool, ReaderError> {
-        let end = self.ends().await?.remove(&PARTITION).unwrap_or_default();
+        let end = self.end().await?;
         let before = std::mem::replace(&mut self.end, end);
         Ok(before > 0 && end - before >= BATCH as i64 && end - next < FAR_BEHIND)
     }
@@ -75,6 +76,14 @@ impl SqliteReader {
                 Ok(Message { offset: row.try_get("offset").map_err(away)?, value: value.into_bytes() })
             })
             .collect()
+    }
+
+    /// The offset after the last sale.
+    async fn end(&mut self) -> Result<i64, ReaderError> {
+        let last = self
+            .edge("select `offset` from journal where kind = 'sale' order by `offset` desc limit 1")
+            .await?;
+        Ok(last.map_or(0, |last| last + 1))
     }
 
     async fn edge(&mut self, statement: &'static str) -> Result<Option<i64>, ReaderError> {
@@ -115,31 +124,29 @@ impl Reader for SqliteReader {
         }
     }
 
-    async fn start(&mut self, from: &BTreeMap<i32, i64>) -> Result<(), ReaderError> {
+    async fn start(&mut self, from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError> {
         let first =
             self.edge("select `offset` from journal where kind = 'sale' order by `offset` limit 1").await?;
-        let end = self.ends().await?.remove(&PARTITION).unwrap_or_default();
-        match from.get(&PARTITION) {
-            Some(&wanted) if wanted >= end || first.is_none_or(|first| wanted < first) => {
-                Err(ReaderError::Foreign(format!(
-                    "the ledger needs sale {wanted} of the journal, which ends before {end}: \
-                     part of this file was lost or put back; restore all of it from one backup"
-                )))
-            }
-            wanted => {
-                self.next = Some(wanted.copied().or(first).unwrap_or_default());
-                Ok(())
-            }
+        let end = self.end().await?;
+        let wanted = from.get(&PARTITION).map(|checkpoint| checkpoint.next - 1);
+        if let Some(wanted) = wanted
+            && (wanted >= end || first.is_none_or(|first| wanted < first))
+        {
+            return Err(ReaderError::Foreign(format!(
+                "the ledger needs sale {wanted} of the journal, which ends before {end}: \
+                 part of this file was lost or put back; restore all of it from one backup"
+            )));
         }
+        let begin = wanted.or(first).unwrap_or_default();
+        self.next = Some(begin);
+        Ok(BTreeMap::from([(PARTITION, begin)]))
     }
 
     async fn report(&mut self, _: &BTreeMap<i32, i64>) {}
 
-    async fn ends(&mut self) -> Result<BTreeMap<i32, i64>, ReaderError> {
-        let last = self
-            .edge("select `offset` from journal where kind = 'sale' order by `offset` desc limit 1")
-            .await?;
-        Ok(BTreeMap::from([(PARTITION, last.map_or(0, |last| last + 1))]))
+    async fn extents(&mut self) -> Result<Extents, ReaderError> {
+        // Nothing leaves it.
+        Ok(BTreeMap::from([(PARTITION, Extent { start: 0, end: self.end().await? })]))
     }
 }
 

@@ -5,12 +5,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use consumer::ledger::{Checkpoint, Message};
+use consumer::progress::Checkpoints;
 use consumer::reader::kafka::KafkaReader;
 use consumer::reader::{Read, Reader, ReaderError};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::time::timeout;
 
@@ -70,6 +72,40 @@ pub async fn delete_topic(brokers: &str, topic: &str) {
     admin(brokers).delete_topics(&[topic], &options).await.expect("asked");
 }
 
+/// A producer of transactions.
+pub struct Transactions(FutureProducer);
+
+pub fn transactional(brokers: &str) -> Transactions {
+    let id = uuid::Uuid::now_v7().to_string();
+    let producer: FutureProducer = config(brokers).set("transactional.id", id).create().expect("a producer");
+    producer.init_transactions(SOON).expect("transactions");
+    Transactions(producer)
+}
+
+impl Transactions {
+    pub async fn begin(&self, topic: &str, value: &[u8]) {
+        self.0.begin_transaction().expect("begun");
+        let record: FutureRecord<'_, str, [u8]> = FutureRecord::to(topic).partition(0).key("key").payload(value);
+        self.0.send(record, SOON).await.expect("produced");
+    }
+
+    pub async fn commit(&self, topic: &str, value: &[u8]) {
+        self.begin(topic, value).await;
+        self.0.commit_transaction(SOON).expect("committed");
+    }
+
+    pub async fn abort(&self, topic: &str, value: &[u8]) {
+        self.begin(topic, value).await;
+        self.0.abort_transaction(SOON).expect("aborted");
+    }
+}
+
+/// Checkpoints after the messages at these offsets.
+pub fn at(last: &BTreeMap<i32, i64>) -> Checkpoints {
+    let after = |offset: &i64| Checkpoint::after(&Message { offset: *offset, value: Vec::new() });
+    last.iter().map(|(partition, offset)| (*partition, after(offset))).collect()
+}
+
 /// Reads until there is an assignment for which `is_it` holds, and starts it.
 pub async fn assigned(
     reader: &mut KafkaReader,
@@ -87,7 +123,7 @@ pub async fn assigned(
     })
     .await
     .expect("an assignment");
-    reader.start(from).await.expect("started");
+    reader.start(&at(from)).await.expect("started");
     assigned
 }
 

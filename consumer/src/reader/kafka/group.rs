@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::Notify;
 
 use crate::config::{ConfigError, Settings};
-use crate::kafka::{self, Apart};
+use crate::kafka::{self, Apart, REFRESH_METADATA_MS};
 
 /// What the group assigned, as its callback left it.
 #[derive(Default)]
@@ -72,6 +72,12 @@ pub(super) fn join(settings: &Settings) -> Result<(Arc<Apart<Client>>, Arc<Assig
     config.set("enable.auto.offset.store", "false");
     // To read is not to make: `ensure_topic` knows how.
     config.set("allow.auto.create.topics", "false");
+    // To know that a log was read to its end.
+    config.set("enable.partition.eof", "true");
+    // What a transaction gave up is no sale.
+    config.set("isolation.level", "read_committed");
+    // Partitions that are added are noticed within seconds.
+    config.set("topic.metadata.refresh.interval.ms", REFRESH_METADATA_MS);
     // A sale waits for nothing.
     config.set("fetch.wait.max.ms", "100");
     // What is fetched ahead is bounded (default: 64 MB).
