@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::clock::elapsed;
 use crate::shop::{Purchase, State, View};
 
 /// How often a till refreshes its view: what an operator does shows on every node within 200 ms.
@@ -80,7 +81,7 @@ impl Level {
     pub fn doubt(&self) -> Option<Arc<str>> {
         match &self.trouble {
             Some(trouble) => Some(Arc::clone(trouble)),
-            None if self.asked.elapsed() > STALE_AFTER => Some("the stock does not answer".into()),
+            None if elapsed(self.asked) > STALE_AFTER => Some("the stock does not answer".into()),
             None => None,
         }
     }

@@ -56,12 +56,24 @@ pub struct Front {
 pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::Result<Server> {
     let files = usize::try_from(open_files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX);
     let capacity = Capacity {
-        workers: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        workers: workers(),
         connections: files.min(MAX_CONNECTIONS),
         shutdown_s: SHUTDOWN_S,
+        newest_first: false,
     };
     let front = web::Data::new(front);
     consumer::web::serve(listener, capacity, move || service(front.clone()))
+}
+
+/// A thread for each core.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Open files without which not even one buyer could be served by each worker.
+#[must_use]
+pub fn files_needed() -> u64 {
+    RESERVED_FILES + workers() as u64
 }
 
 /// What one worker has: the door, and behind it the application.

@@ -11,7 +11,7 @@
 //!
 //! Read in this order: [`http`] (what a client can ask), [`shop`] (the rule of the sale),
 //! [`gate`] (what is answered without asking anyone), [`till`] (many attempts become one call),
-//! [`desk`] (many answers wake a thread once), [`stock`] (where units are), [`journal`] (where sales are made durable), [`outbox`] (what was
+//! [`order`] (an order's id), [`desk`] (many answers wake a thread once), [`stock`] (where units are), [`journal`] (where sales are made durable), [`outbox`] (what was
 //! taken and not acknowledged), [`reopen`] (why a restarted Redis is not believed). The other half of the path is the package `consumer`.
 //!
 //! Around them: [`world`] (servers, or one file), [`serve`] (the process), [`audit`] (the check
@@ -19,6 +19,7 @@
 
 pub mod archive;
 pub mod audit;
+pub mod clock;
 pub mod desk;
 pub mod gaps;
 pub mod gate;
@@ -28,6 +29,7 @@ pub mod journal;
 pub mod mark;
 pub mod metrics;
 pub mod operate;
+pub mod order;
 pub mod outbox;
 pub mod reopen;
 pub mod restore;

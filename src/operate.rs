@@ -23,10 +23,12 @@ const EXIT_UNAVAILABLE: u8 = 69;
 /// # Errors
 /// The exit code.
 pub async fn open(settings: &Settings, purpose: Purpose) -> Result<World, ExitCode> {
-    World::open(settings, purpose).await.map_err(|error| match error {
+    let world = World::open(settings, purpose).await.map_err(|error| match error {
         WorldError::Config(error) => usage(&error.0),
         WorldError::Failed(why) => failure(&why),
-    })
+    })?;
+    log::info!("{}", World::place(settings));
+    Ok(world)
 }
 
 /// `seckill seed N`: a new sale of N units.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use consumer::ledger::Standpoint;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::gaps::Gaps;
@@ -33,6 +33,9 @@ const TRIALS_REMEMBERED: usize = 64;
 
 /// What is incomplete is looked at again after this: perhaps somebody mended it.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// For a till to hear that its sale was opened: ten of its refreshes.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a node shuts a sale that is in conflict.
 const DISPUTED: &str =
@@ -179,6 +182,8 @@ impl Reopener {
                 self.shut().remove(item);
                 if verdict == Verdict::Opened {
                     log::info!("{item}: the books are complete, the sale goes on");
+                    // The next pass must not find it shut because nobody here has heard of it yet.
+                    let _ = timeout(HEARD_WITHIN, till.said_since(Instant::now())).await;
                 }
                 return;
             }

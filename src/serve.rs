@@ -16,10 +16,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::gate::Window;
+use crate::gate::{Window, now_ms};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::operate;
+use crate::order::{Ids, Key};
 use crate::outbox::Announcer;
 use crate::reopen::Reopener;
 use crate::shop::Shop;
@@ -29,8 +30,9 @@ use crate::world::{Kind, Purpose, World};
 /// Connections that may wait to be accepted: a whole sale arrives in one second.
 const BACKLOG: i32 = 8192;
 
-/// The limit of open files that a shell usually sets, when the system does not say.
-const USUAL_OPEN_FILES: u64 = 1024;
+/// How often a node notes that it makes orders with its key, and for how long it says so.
+const KEY_NOTED_EVERY: Duration = Duration::from_secs(10);
+const KEY_USED_FOR: Duration = Duration::from_secs(60);
 
 /// How often the stock's settings are looked at.
 const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
@@ -53,11 +55,15 @@ pub async fn serve(settings: Settings) -> ExitCode {
             "SECKILL_CLOSES_AT: the sale would close before it opens; give a time after SECKILL_OPENS_AT",
         );
     }
+    let key = match settings.secrets.key.as_ref().map(Key::of).transpose() {
+        Ok(key) => key,
+        Err(error) => return usage(&error.0),
+    };
     // Every buyer is an open file; the shell's usual 1024 is no limit anyone chose.
-    let open_files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_else(|error| {
-        log::warn!("the limit of open files stays as it is: {error}");
-        rlimit::Resource::NOFILE.get_soft().unwrap_or(USUAL_OPEN_FILES)
-    });
+    let open_files = match consumer::web::open_files(http::files_needed()) {
+        Ok(open_files) => open_files,
+        Err(why) => return failure(&why),
+    };
     let buyers = match bind("SECKILL_LISTEN", settings.listen) {
         Ok(listener) => listener,
         Err(why) => return failure(&why),
@@ -73,7 +79,7 @@ pub async fn serve(settings: Settings) -> ExitCode {
     if matches!(world.kind, Kind::Servers(_)) && std::env::var_os("SECKILL_STOCK").is_some() {
         log::warn!("SECKILL_STOCK is for the embedded world; here `seckill seed N` puts units on sale");
     }
-    match run(window, world, buyers, ops, open_files).await {
+    match run(window, world, key, buyers, ops, open_files).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failure(&why),
     }
@@ -82,6 +88,7 @@ pub async fn serve(settings: Settings) -> ExitCode {
 async fn run(
     window: Window,
     world: World,
+    key: Option<Key>,
     buyers: TcpListener,
     ops: TcpListener,
     open_files: u64,
@@ -95,8 +102,9 @@ async fn run(
         window,
         metrics.clone(),
     );
+    check_ids(shop.ids(), &world, key).await?;
     let (stop, stopped) = oneshot::channel();
-    let recording = background(world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
+    let recording = background(Arc::clone(&shop), world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
     let mut recording = tokio::spawn(recording);
     let mut reopening = tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
     let mut announcing = tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
@@ -147,6 +155,7 @@ async fn run(
 /// What runs beside the selling, as the world needs it: a watch on Kafka, or the embedded
 /// consumer. Ends when it is told to stop, or when it cannot go on.
 async fn background(
+    shop: Arc<Shop>,
     world: World,
     registry: Registry,
     stop: impl Future<Output = Stop> + Send + 'static,
@@ -154,8 +163,11 @@ async fn background(
     match &world.kind {
         Kind::Servers(journal) => {
             let mut watch = tokio::spawn(Arc::clone(journal).watch());
-            let tables = tokio::spawn(make_tables(world.clone()));
             let promises = tokio::spawn(watch_promises(Arc::clone(&world.stock)));
+            let tables = tokio::spawn(async move {
+                make_tables(&world).await;
+                note_key(shop.ids(), &world).await;
+            });
             let ended = tokio::select! {
                 _ = stop => Ok(()),
                 _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
@@ -174,8 +186,43 @@ async fn background(
     }
 }
 
+/// Order ids get their check. A file has a key of its own; on servers the nodes must share one.
+async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), String> {
+    match (&world.kind, key) {
+        (Kind::Servers(_), Some(key)) => ids.check_with(key),
+        (Kind::Servers(_), None) => log::warn!(
+            "no SECKILL_KEY_FILE: every made-up order id that somebody asks for costs queries; see --help"
+        ),
+        (Kind::Embedded(file, _), key) => {
+            if key.is_some() {
+                log::warn!("SECKILL_KEY is for the servers world; here the file has a key of its own");
+            }
+            let hex = file.order_key().await.map_err(|error| error.to_string())?;
+            ids.check_with(Key::from_hex(&hex).ok_or("the file's order_key is not 32 hex digits")?);
+            // Nobody else makes orders in this file.
+            let others = world.ledger.keys(&ids.name(), now_ms()).await;
+            ids.all_checked_after(others.map_err(|error| error.to_string())?);
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a note, shared by all nodes, of who makes orders with which key, or without.
+async fn note_key(ids: &Ids, world: &World) {
+    let used_for = i64::try_from(KEY_USED_FOR.as_millis()).unwrap_or_default();
+    let mut wait = tokio::time::interval(KEY_NOTED_EVERY);
+    wait.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        wait.tick().await;
+        // Without an answer what was known stays; the ledger is missed loudly elsewhere.
+        if let Ok(others) = world.ledger.keys(&ids.name(), now_ms() + used_for).await {
+            ids.all_checked_after(others);
+        }
+    }
+}
+
 /// Makes the ledger's tables when nobody has yet: orders are looked up in them.
-async fn make_tables(world: World) {
+async fn make_tables(world: &World) {
     let mut wait = tokio::time::interval(Duration::from_secs(1));
     let mut said = String::new();
     loop {

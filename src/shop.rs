@@ -5,7 +5,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use consumer::ledger::Ledger;
-use jiff::Timestamp;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -16,9 +15,10 @@ use crate::gate::{Gate, Window};
 use crate::item::Item;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::order::{Ids, is_young};
 use crate::settle::{Trouble, recorded_all};
 use crate::stock::{Attempt, Stock, StockError, Walk};
-use crate::till::{DELIVERY_DEADLINE, Standing, Till};
+use crate::till::{Standing, Till};
 
 /// Items nobody has heard of are looked up in the stock, so many at once, and so are old
 /// orders: what callers make up costs no more than this, and leaves nothing behind.
@@ -33,9 +33,6 @@ const ORDERS_AT_ONCE: usize = 256;
 
 /// Who asks for an order is told `pending` after this, while nobody can say.
 const ORDER_WITHIN: Duration = Duration::from_secs(3);
-
-/// Clocks of nodes may differ by so much before an order counts as not of this shop's making.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// What a buyer is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +114,7 @@ pub struct Shop {
     lookups: Arc<Semaphore>,
     orders: Arc<Semaphore>,
     old_orders: Semaphore,
+    ids: Ids,
     /// The runtime that outlives the requests: tills and connections belong to it.
     runtime: Handle,
 }
@@ -143,8 +141,14 @@ impl Shop {
             lookups: Arc::new(Semaphore::new(LOOKUPS_AT_ONCE)),
             orders: Arc::new(Semaphore::new(ORDERS_AT_ONCE)),
             old_orders: Semaphore::new(LOOKUPS_AT_ONCE),
+            ids: Ids::default(),
             runtime,
         })
+    }
+
+    /// How order ids are made.
+    pub fn ids(&self) -> &Ids {
+        &self.ids
     }
 
     /// One attempt to buy one unit, by somebody who waits at `desk`. The same `key` again is the
@@ -163,7 +167,7 @@ impl Shop {
         {
             return refusal;
         }
-        let attempt = Attempt { order: Uuid::now_v7(), name: key.map(|key| format!("k:{key}")) };
+        let attempt = Attempt { order: self.ids.make(), name: key.map(|key| format!("k:{key}")) };
         till.attempt(desk, attempt).await
     }
 
@@ -188,6 +192,9 @@ impl Shop {
     ///
     /// A sale moves from outbox to journal to ledger; looking in that order never misses it.
     pub async fn order(self: &Arc<Self>, order: Uuid) -> OrderStatus {
+        if self.ids.is_made_up(order) {
+            return OrderStatus::Unknown;
+        }
         let Ok(Ok(permit)) = timeout(LOOKUP_WITHIN, Arc::clone(&self.orders).acquire_owned()).await else {
             return OrderStatus::Pending;
         };
@@ -214,10 +221,8 @@ impl Shop {
             Ok(None) if here.is_none() => {}
             Ok(None) | Err(_) => return unsure,
         }
-        match age(order) {
-            Age::Young => return OrderStatus::Pending,
-            Age::NotOurs => return OrderStatus::Unknown,
-            Age::Old => {}
+        if is_young(order) {
+            return OrderStatus::Pending;
         }
         let Ok(Ok(_permit)) = timeout(LOOKUP_WITHIN, self.old_orders.acquire()).await else { return unsure };
         let Ok(items) = self.stock.items().await else { return OrderStatus::Pending };
@@ -330,26 +335,5 @@ impl Shop {
         };
         till.refreshed().await;
         till
-    }
-}
-
-enum Age {
-    Young,
-    Old,
-    NotOurs,
-}
-
-/// An order is a UUID v7 and carries its own time.
-fn age(order: Uuid) -> Age {
-    let Some(made) = order.get_timestamp() else { return Age::NotOurs };
-    let (seconds, nanos) = made.to_unix();
-    let made = Duration::new(seconds, nanos);
-    let now = Duration::from_micros(u64::try_from(Timestamp::now().as_microsecond()).unwrap_or(0));
-    if made > now + CLOCK_SKEW {
-        Age::NotOurs
-    } else if made + DELIVERY_DEADLINE > now {
-        Age::Young
-    } else {
-        Age::Old
     }
 }

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
+use crate::clock::elapsed;
 use crate::desk::{Answers, Buyer, Desk};
 use crate::gate::{Gate, Level, REFRESH_EVERY, Window};
 use crate::item::Item;
@@ -572,7 +573,7 @@ impl Books {
 impl Flight {
     /// Whether what was acknowledged of it by now was so in time.
     fn in_time(&self) -> bool {
-        self.in_time.load(Ordering::Acquire) || self.asked.is_some_and(|asked| asked.elapsed() <= TELL_WITHIN)
+        self.in_time.load(Ordering::Acquire) || self.asked.is_some_and(|asked| elapsed(asked) <= TELL_WITHIN)
     }
 
     /// What the buyer of the sale at `index` is told.
@@ -598,7 +599,7 @@ impl Known {
 /// A success that comes too late is not told as one.
 fn tell(asked: Instant, told: Purchase) -> Purchase {
     match told {
-        Purchase::Bought { order, .. } if asked.elapsed() > TELL_WITHIN => Purchase::Pending { order },
+        Purchase::Bought { order, .. } if elapsed(asked) > TELL_WITHIN => Purchase::Pending { order },
         told => told,
     }
 }

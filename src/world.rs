@@ -66,7 +66,7 @@ pub enum WorldError {
 pub enum Purpose {
     /// To sell: a missing file is made, with the units of `SECKILL_STOCK`.
     Serve,
-    /// To begin a sale: a missing file is made.
+    /// To begin a sale: a missing file is made, if somebody named it.
     Seed,
     /// To look: the file must be there.
     Read,
@@ -117,9 +117,39 @@ impl World {
         }
     }
 
+    /// Where it is, for a person to see which one it is; never a password.
+    #[must_use]
+    pub fn place(settings: &Settings) -> String {
+        let secrets = &settings.secrets;
+        match (&secrets.redis_url, &secrets.kafka_brokers, &secrets.database_url) {
+            (Some(redis), Some(kafka), Some(database)) => format!(
+                "Redis {}, Kafka {} with topic {}, database {}",
+                without_user(redis.reveal()),
+                without_user(kafka.reveal()),
+                settings.kafka_topic,
+                without_user(database.reveal())
+            ),
+            _ => {
+                let data = &settings.data;
+                let whole = data.canonicalize().or_else(|_| std::path::absolute(data));
+                format!("file {}", whole.as_ref().unwrap_or(data).display())
+            }
+        }
+    }
+
     async fn embedded(settings: &Settings, purpose: Purpose) -> Result<Self, WorldError> {
         let failed =
             |why: String| WorldError::Failed(format!("SECKILL_DATA={}: {why}", settings.data.display()));
+        // A sale that nobody would look for there.
+        if purpose == Purpose::Seed && !settings.data_named && !settings.data.exists() {
+            return Err(ConfigError(format!(
+                "there is no {0} here, and no servers are set: give `--data FILE` to begin a sale in a file, start \
+                 `seckill` first, which makes {0}, or set SECKILL_REDIS_URL, SECKILL_KAFKA_BROKERS and \
+                 SECKILL_DATABASE_URL",
+                settings.data.display()
+            ))
+            .into());
+        }
         let file =
             SqliteFile::open(&settings.data, purpose != Purpose::Read).await.map_err(
                 |error| match error {
@@ -131,6 +161,7 @@ impl World {
         let lock = lock.map_err(WorldError::Failed)?;
         let journal = Arc::new(SqliteJournal::new(file.clone()));
         let stock = MemoryStock::open(Arc::clone(&journal)).await.map_err(failed)?;
+        file.hold().map_err(|error| failed(error.to_string()))?;
         let ledger = SqliteLedger::open(&file).await.map_err(|error| failed(error.to_string()))?;
         let world = Self {
             stock: Arc::new(stock),
@@ -251,6 +282,14 @@ impl World {
         }
         self.stock.seed(item, units, named).await.map(|()| named)
     }
+}
+
+/// An address without user, password and options.
+fn without_user(address: &str) -> &str {
+    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+    // A password may hold any character, also those that mean something.
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    host.split_once('?').map_or(host, |(host, _)| host)
 }
 
 /// Keeps the embedded file to one `serve`; let go when dropped, also by a crash.

@@ -2,11 +2,13 @@
 //!
 //! Both programs accept the whole table and leave alone what is not theirs.
 
-use std::net::SocketAddr;
+use std::io::Write as _;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
 use clap::{Args, Parser};
 
 /// Exit code for an operator's mistake (`EX_USAGE` of sysexits.h).
@@ -22,7 +24,8 @@ pub struct Settings {
         global = true,
         env = "SECKILL_LISTEN",
         value_name = "ADDR",
-        default_value = "127.0.0.1:3030"
+        default_value = "127.0.0.1:3030",
+        value_parser = address
     )]
     pub listen: SocketAddr,
 
@@ -32,7 +35,8 @@ pub struct Settings {
         global = true,
         env = "SECKILL_OPS_LISTEN",
         value_name = "ADDR",
-        default_value = "127.0.0.1:3031"
+        default_value = "127.0.0.1:3031",
+        value_parser = address
     )]
     pub ops_listen: SocketAddr,
 
@@ -42,7 +46,8 @@ pub struct Settings {
         global = true,
         env = "SECKILL_CONSUMER_OPS_LISTEN",
         value_name = "ADDR",
-        default_value = "127.0.0.1:3032"
+        default_value = "127.0.0.1:3032",
+        value_parser = address
     )]
     pub consumer_ops_listen: SocketAddr,
 
@@ -51,11 +56,11 @@ pub struct Settings {
     pub kafka_topic: String,
 
     /// Partitions of the topic, when it is made
-    #[arg(long, global = true, env = "SECKILL_KAFKA_PARTITIONS", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=1000))]
+    #[arg(long, global = true, env = "SECKILL_KAFKA_PARTITIONS", value_name = "N", default_value_t = 3, value_parser = partitions)]
     pub kafka_partitions: i32,
 
     /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else 1]
-    #[arg(long, global = true, env = "SECKILL_KAFKA_REPLICATION", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=100))]
+    #[arg(long, global = true, env = "SECKILL_KAFKA_REPLICATION", value_name = "N", value_parser = replicas)]
     pub kafka_replication: Option<i32>,
 
     /// The consumer's group, as lag tools show it
@@ -63,14 +68,18 @@ pub struct Settings {
     pub kafka_group: String,
 
     /// The embedded world's file
-    #[arg(long, global = true, env = "SECKILL_DATA", value_name = "FILE", default_value = "seckill.db")]
+    #[arg(long, global = true, env = "SECKILL_DATA", value_name = "FILE", default_value = "seckill.db", value_parser = file)]
     pub data: PathBuf,
+
+    /// Whether somebody named that file.
+    #[arg(skip)]
+    pub data_named: bool,
 
     /// Units a new embedded file starts with; an existing file is never refilled
     #[arg(long, global = true, env = "SECKILL_STOCK", value_name = "N", default_value_t = 1000, value_parser = units)]
     pub stock: u64,
 
-    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h` from start [default: open]
+    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h 30m` from start [default: open]
     #[arg(long, global = true, env = "SECKILL_OPENS_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub opens_at: Option<i64>,
 
@@ -98,14 +107,21 @@ pub struct Secrets {
     /// `SECKILL_KAFKA_OPTIONS`: librdkafka `key=value,…`
     #[arg(skip)]
     pub kafka_options: Option<Secret>,
+    /// `SECKILL_KEY`: what this shop's order ids are made with
+    #[arg(skip)]
+    pub key: Option<Secret>,
 }
 
 /// The variables of [`Secrets`] with what they are for, as `--help` and the README show them.
-pub const SECRETS: [(&str, &str); 4] = [
+pub const SECRETS: [(&str, &str); 5] = [
     ("SECKILL_REDIS_URL", "Redis, as redis://[user:password@]host:port/db (TLS: rediss://)"),
     ("SECKILL_KAFKA_BROKERS", "Kafka, as host:port,host:port"),
     ("SECKILL_DATABASE_URL", "MySQL or MariaDB, as mysql://user:password@host:port/database"),
     ("SECKILL_KAFKA_OPTIONS", "librdkafka key=value,… (TLS, SASL)"),
+    (
+        "SECKILL_KEY",
+        "32 hex digits, the same for all nodes, so that made-up order ids cost no query: openssl rand -hex 16",
+    ),
 ];
 
 /// What `--help` says below the flags.
@@ -115,6 +131,7 @@ Environment only (also from .env; NAME_FILE names a file that holds the value):
   SECKILL_KAFKA_BROKERS  Kafka, as host:port,host:port
   SECKILL_DATABASE_URL   MySQL or MariaDB, as mysql://user:password@host:port/database
   SECKILL_KAFKA_OPTIONS  librdkafka key=value,… (TLS, SASL)
+  SECKILL_KEY            32 hex digits, the same for all nodes, so that made-up order ids cost no query: openssl rand -hex 16
 
 With the three addresses the sale runs on servers, with none of them in one file.
 Logs go to stderr; RUST_LOG sets how much (default: info).";
@@ -159,31 +176,75 @@ impl Secrets {
             kafka_brokers: secret("SECKILL_KAFKA_BROKERS")?,
             database_url: secret("SECKILL_DATABASE_URL")?,
             kafka_options: secret("SECKILL_KAFKA_OPTIONS")?,
+            key: secret("SECKILL_KEY")?,
         })
     }
 }
 
 fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
-    let value = match std::env::var(name) {
-        Ok(value) => Some(value),
-        Err(std::env::VarError::NotPresent) => None,
-        Err(error) => return Err(ConfigError(format!("{name}: {error}"))),
+    let set = |name: &str| match std::env::var(name) {
+        Ok(value) => Ok(Some(as_meant(&value).to_owned()).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(ConfigError(format!("{name}: it is no text in UTF-8"))),
     };
+    if let Some(value) = set(name)? {
+        return Ok(Some(Secret(value)));
+    }
     let file = format!("{name}_FILE");
-    let value = match (
-        value.filter(|value| !value.is_empty()),
-        std::env::var_os(&file).filter(|path| !path.is_empty()),
-    ) {
-        (Some(value), _) => Some(value),
-        (None, Some(path)) => Some(std::fs::read_to_string(&path).map_err(|error| {
-            let path = path.to_string_lossy();
-            // The secret itself, where a file's name should stand.
-            let shown = if path.contains([':', '=', '@']) { "…" } else { &path };
-            ConfigError(format!("{file}={shown}: {error}; name a file that this user may read"))
-        })?),
-        (None, None) => None,
+    let Some(path) = set(&file)? else { return Ok(None) };
+    // The secret itself, where a file's name should stand.
+    let hex = path.len() == 32 && path.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let shown = if hex || path.contains([':', '=', '@']) { "…" } else { &path };
+    let value = std::fs::read_to_string(&path)
+        .map_err(|error| ConfigError(format!("{file}={shown}: {error}; name a file that this user may read")))?;
+    match value.trim() {
+        "" => Err(ConfigError(format!("{file}={shown}: the file is empty; put the value of {name} into it"))),
+        value => Ok(Some(Secret(value.to_owned()))),
+    }
+}
+
+/// What a person meant: without spaces around it, and without quotes that a shell would have taken
+/// off and Docker's `--env-file` leaves.
+fn as_meant(text: &str) -> &str {
+    let text = text.trim();
+    let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
+    inner('"').or_else(|| inner('\'')).map_or(text, str::trim)
+}
+
+/// Puts what `.env` says into the environment, which wins. Values are taken as they stand, but for
+/// quotes and what a backslash escapes: a `$` in a password is a `$`.
+fn read_env_file() -> Result<(), String> {
+    let text = match std::fs::read_to_string(".env") {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("{error}; mend the file or move it away")),
     };
-    Ok(value.map(|value| value.trim().to_owned()).filter(|value| !value.is_empty()).map(Secret))
+    for (number, line) in text.lines().enumerate() {
+        // A byte order mark, as some editors write it.
+        let line = line.trim_start_matches('\u{feff}');
+        dotenvy::from_read(literal(line).as_bytes()).map_err(|_| {
+            // The line may hold a password.
+            format!("line {} is not NAME=value; put a value with spaces, quotes or backslashes in 'single quotes'", number + 1)
+        })?;
+    }
+    Ok(())
+}
+
+/// A line of `.env` in which no `$` stands for something else. In single quotes none does.
+fn literal(line: &str) -> String {
+    let value = line.split_once('=').map_or(line, |(_, value)| value).trim_start();
+    if value.starts_with('\'') {
+        return line.to_owned();
+    }
+    let (mut literal, mut escaped) = (String::with_capacity(line.len()), false);
+    for character in line.chars() {
+        if character == '$' && !escaped {
+            literal.push('\\');
+        }
+        escaped = character == '\\' && !escaped;
+        literal.push(character);
+    }
+    literal
 }
 
 /// Reads `.env` (if there is one), then the command line and the environment, then the secrets.
@@ -192,30 +253,30 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
 /// # Errors
 /// [`EXIT_USAGE`] for a mistake, success for `--help` and `--version`.
 pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, ExitCode> {
-    match dotenvy::from_path(".env") {
-        Ok(()) => {}
-        Err(error) if error.not_found() => {}
-        // A line may hold a password.
-        Err(dotenvy::Error::LineParse(..)) => {
-            return Err(usage(".env: a line is not NAME=value; put values with spaces in quotes"));
-        }
-        Err(error) => return Err(usage(&format!(".env: {error}; mend the file or move it away"))),
-    }
+    read_env_file().map_err(|why| usage(&format!(".env: {why}")))?;
     // A variable that is empty counts as unset.
     let set = |argument: &clap::Arg| {
-        argument.get_env().is_none_or(|name| std::env::var_os(name) != Some("".into()))
+        let value = argument.get_env().and_then(std::env::var_os);
+        value.is_none_or(|value| value.to_str().is_none_or(|value| !as_meant(value).is_empty()))
     };
     let command =
         P::command().mut_args(|argument| if set(&argument) { argument } else { argument.env(None::<&str>) });
-    let parsed = command.try_get_matches().and_then(|matches| P::from_arg_matches(&matches));
-    let mut parsed = parsed.map_err(|error| match error.kind() {
+    let parsed = command.try_get_matches().and_then(|matches| {
+        let parsed = P::from_arg_matches(&matches)?;
+        // Before a command's name or after it.
+        let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
+        Ok((parsed, matches.value_source("data") != Some(ValueSource::DefaultValue)))
+    });
+    let (mut parsed, data_named) = parsed.map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match error.print() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         },
         _ => usage(&one_line::<P>(&error)),
     })?;
-    settings(&mut parsed).secrets = Secrets::from_env().map_err(|error| usage(&error.0))?;
+    let secrets = Secrets::from_env().map_err(|error| usage(&error.0))?;
+    let given = settings(&mut parsed);
+    (given.secrets, given.data_named) = (secrets, data_named);
     Ok(parsed)
 }
 
@@ -225,10 +286,34 @@ pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, Exit
 /// says otherwise.
 pub fn log_to_stderr() {
     let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=error,actix_server=warn,actix_http=off";
-    let started =
-        env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(quiet)).try_init();
+    let asked = std::env::var("RUST_LOG").map(|asked| as_meant(&asked).to_owned()).unwrap_or_default();
+    let started = env_logger::Builder::new()
+        .parse_filters(if asked.is_empty() { quiet } else { &asked })
+        .format(|to, record| {
+            let (at, level) = (to.timestamp(), record.level());
+            let style = to.default_level_style(level);
+            let said = one_line_of(&record.args().to_string());
+            writeln!(to, "[{at} {style}{level:<5}{style:#} {}] {said}", record.target())
+        })
+        .try_init();
     // A second logger in one process, as tests may have, changes nothing.
     drop(started);
+}
+
+/// What may come from elsewhere, a client, a broker or an operator's key, as a part of one line:
+/// it can neither begin another nor steer a terminal.
+#[must_use]
+pub fn one_line_of(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        let steers = matches!(character, '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if character.is_control() || steers {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// Every variable with its default, for the test that holds the documents to it.
@@ -246,7 +331,7 @@ pub fn table() -> Vec<(String, Option<String>)> {
 #[allow(clippy::print_stderr, reason = "before the logger, and the one line a person sees")]
 #[must_use]
 pub fn usage(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
+    eprintln!("error: {}", one_line_of(message));
     ExitCode::from(EXIT_USAGE)
 }
 
@@ -254,7 +339,7 @@ pub fn usage(message: &str) -> ExitCode {
 #[allow(clippy::print_stderr, reason = "the one line a person sees")]
 #[must_use]
 pub fn failure(message: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("error: {message}");
+    eprintln!("error: {}", one_line_of(&message.to_string()));
     ExitCode::FAILURE
 }
 
@@ -298,13 +383,14 @@ fn one_line<P: Parser>(error: &clap::Error) -> String {
 /// When it is none, or beyond any sale.
 pub fn units(text: &str) -> Result<u64, String> {
     const MAX_UNITS: u64 = crate::sale::HIGHEST_SOLD;
-    match text.parse::<u64>() {
+    match as_meant(text).parse::<u64>() {
         Ok(units) if units <= MAX_UNITS => Ok(units),
         _ => Err(format!("give a whole number from 0 to {MAX_UNITS}, such as 1000")),
     }
 }
 
 fn topic(text: &str) -> Result<String, String> {
+    let text = as_meant(text);
     let fits = (1..=200).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && text != "."
@@ -316,19 +402,60 @@ fn topic(text: &str) -> Result<String, String> {
     }
 }
 
-/// Unix milliseconds of an RFC 3339 time, or of `+30s`, `+5m`, `+1h` from now.
+/// `host:port`, or `:port` for all addresses of this machine.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = as_meant(text);
+    let wrong = |why: &str| format!("{why}; give an address and a port, such as 127.0.0.1:3030, or :3030 for all addresses");
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let Some((host, port)) = text.rsplit_once(':') else { return Err(wrong("it is no host:port")) };
+    let port: u16 = port.parse().map_err(|_| wrong("it does not end in a port"))?;
+    match host {
+        "" | "*" => Ok(([0, 0, 0, 0], port).into()),
+        _ if !host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) => {
+            Err(wrong("it is no host:port"))
+        }
+        _ => {
+            let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|error| wrong(&error.to_string()))?.collect();
+            // `localhost` is both: clients try this one first, or at least also.
+            found.iter().find(|found| found.is_ipv4()).or(found.first()).copied().ok_or_else(|| wrong("no such host"))
+        }
+    }
+}
+
+fn file(text: &str) -> Result<PathBuf, String> {
+    match as_meant(text) {
+        "" => Err("give a file's name".into()),
+        name if name.starts_with("sqlite:") => Err("give a file's name, not an address".into()),
+        name => Ok(name.into()),
+    }
+}
+
+fn partitions(text: &str) -> Result<i32, String> {
+    number(text, 1000)
+}
+
+fn replicas(text: &str) -> Result<i32, String> {
+    number(text, 100)
+}
+
+fn number(text: &str, most: i32) -> Result<i32, String> {
+    let number = as_meant(text).parse().ok().filter(|number| (1..=most).contains(number));
+    number.ok_or_else(|| format!("give a whole number from 1 to {most}"))
+}
+
+/// Unix milliseconds of an RFC 3339 time, or of a time from now: `+30s`, `+5 min`, `+1h 30m`.
 fn moment(text: &str) -> Result<i64, String> {
+    let text = as_meant(text);
     let wrong = || "give a time such as 2026-11-11T20:00:00+08:00, or +30s, +5m, +1h from start".to_owned();
     if let Some(ahead) = text.strip_prefix('+') {
-        let (number, unit) = ahead.split_at_checked(ahead.len().saturating_sub(1)).ok_or_else(wrong)?;
-        let number: i64 = number.parse::<u32>().map_err(|_| wrong())?.into();
-        let millis = match unit {
-            "s" => number * 1000,
-            "m" => number * 60_000,
-            "h" => number * 3_600_000,
-            _ => return Err(wrong()),
-        };
-        return Ok(jiff::Timestamp::now().as_millisecond() + millis);
+        let ahead: jiff::SignedDuration = ahead.trim().parse().map_err(|_| wrong())?;
+        if ahead.is_negative() {
+            return Err(wrong());
+        }
+        let at = jiff::Timestamp::now().checked_add(ahead).map_err(|_| wrong())?;
+        return Ok(at.as_millisecond());
     }
     text.parse::<jiff::Timestamp>().map(|at| at.as_millisecond()).map_err(|_| wrong())
 }
@@ -364,9 +491,95 @@ mod tests {
         assert_eq!(moment("2026-11-11T20:00:00+08:00"), Ok(1_794_398_400_000));
         let ahead = moment("+5m").expect("a time") - jiff::Timestamp::now().as_millisecond();
         assert!((290_000..=300_000).contains(&ahead), "{ahead}");
-        for wrong in ["", "+", "+5", "5m", "+-5m", "+5d", "tomorrow", "+99999999999h", "+五m", "2026-11-11"]
-        {
-            assert!(moment(wrong).is_err(), "{wrong}");
+    }
+
+    /// What the flag or the variable makes of a value.
+    fn given(flag: &str, value: &str) -> Result<Settings, String> {
+        let arguments = ["seed", "1", &format!("--{flag}={value}")].map(str::to_owned);
+        Seed::try_parse_from(arguments).map(|seed| seed.settings).map_err(|error| one_line::<Seed>(&error))
+    }
+
+    /// Every setting, with what people type.
+    #[test]
+    fn what_people_type() {
+        let accepted: [(&str, &[&str]); 11] = [
+            (
+                "listen",
+                &[
+                    "127.0.0.1:3030", "localhost:3030", ":3030", "*:3030", "0.0.0.0:3030", "[::1]:3030", "[::]:3030",
+                    " 127.0.0.1:3030 ", "\"127.0.0.1:3030\"", "'127.0.0.1:3030'", "127.0.0.1:0",
+                ],
+            ),
+            ("ops-listen", &["localhost:3031", ":3031"]),
+            ("consumer-ops-listen", &["localhost:3032", ":3032"]),
+            ("kafka-topic", &["CAR_NUMBER", "sales.2026-11", " sales ", "\"sales\""]),
+            ("kafka-partitions", &["1", "1000", " 3 ", "\"3\""]),
+            ("kafka-replication", &["1", "'3'"]),
+            ("kafka-group", &["seckill", "\"shop\""]),
+            ("data", &["seckill.db", "./my sale.db", "\"/var/lib/sale.db\"", " sale.db "]),
+            ("stock", &["0", "1000", " 1000 ", "'1000'", "+5"]),
+            (
+                "opens-at",
+                &[
+                    "2026-11-11T20:00:00+08:00", "2026-11-11T12:00:00Z", "2026-11-11 20:00:00+08:00", "2026-11-11t12:00:00z",
+                    "+30s", "+5m", "+1h", "+ 5 s", "+5 min", "+1h 30m", "+1h30m", "+90 seconds", "\"+5m\"", " +5m ",
+                ],
+            ),
+            ("closes-at", &["+2h"]),
+        ];
+        for (flag, values) in accepted {
+            for value in values {
+                assert!(given(flag, value).is_ok(), "{flag}={value}: {:?}", given(flag, value));
+            }
+        }
+        let port = |value| given("listen", value).expect("an address").listen;
+        assert_eq!(port(":3030"), ([0, 0, 0, 0], 3030).into());
+        assert_eq!(port("localhost:3030"), ([127, 0, 0, 1], 3030).into());
+        assert_eq!(given("data", "\"a b\"").expect("a file").data, PathBuf::from("a b"));
+
+        let refused: [(&str, &[&str], &str); 9] = [
+            (
+                "listen",
+                &["3030", "127.0.0.1", "http://127.0.0.1:3030", "127.0.0.1:http", "::1:3030", "127.0.0.1:99999", "", "a b:1"],
+                "such as 127.0.0.1:3030",
+            ),
+            ("kafka-topic", &["a b", "a/b", "..", "ü", "", "\"\""], "a-z, A-Z, 0-9"),
+            ("kafka-partitions", &["0", "-1", "three", "1001", "3.0", "1e3", ""], "from 1 to 1000"),
+            ("kafka-replication", &["0", "101", "yes"], "from 1 to 100"),
+            ("kafka-group", &["my group"], "a-z, A-Z, 0-9"),
+            ("data", &["", "''", "sqlite://sale.db", "sqlite:sale.db"], "file"),
+            ("stock", &["-3", "1k", "1,000", "1_000", "1000.0", "1e3", "many", "0x10"], "whole number"),
+            (
+                "opens-at",
+                &["+", "+5", "5m", "+-5m", "+5d", "tomorrow", "+99999999999h", "+五m", "2026-11-11", "20:00", "2026-11-11T20:00:00", "now", "true"],
+                "2026-11-11T20:00:00+08:00",
+            ),
+            ("closes-at", &["+5 parsecs", "never"], "+30s"),
+        ];
+        for (flag, values, says) in refused {
+            for value in values {
+                let why = given(flag, value).expect_err(value);
+                assert!(why.starts_with(&format!("--{flag}")) && why.contains(says), "{flag}={value}: {why}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_wrote_is_a_part_of_one_line() {
+        assert_eq!(one_line_of("买 a\tb\r\n[2026] ok\u{1b}[31m\u{85}\u{202e}x\\"), "买 a\\tb\\r\\n[2026] ok\\u{1b}[31m\\u{85}\\u{202e}x\\");
+    }
+
+    #[test]
+    fn a_dollar_is_a_dollar() {
+        for (line, literally) in [
+            ("A=pa$$word", "A=pa\\$\\$word"),
+            ("A=\"$x\"", "A=\"\\$x\""),
+            ("A='$x'", "A='$x'"),
+            ("A=\\$x", "A=\\$x"),
+            ("A=\"\\\\$x\"", "A=\"\\\\\\$x\""),
+            ("# don't $x", "# don't \\$x"),
+        ] {
+            assert_eq!(literal(line), literally);
         }
     }
 

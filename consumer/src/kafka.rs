@@ -145,6 +145,14 @@ fn options(settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
 }
 
 /// Why an option may be refused that others take.
+fn not_built_in(key: &str) -> &'static str {
+    match key.split('.').next() {
+        Some("compression") => "; zstd is not built in: take lz4, snappy or gzip",
+        Some("security" | "ssl" | "sasl" | "enable" | "https") => WITHOUT_TLS,
+        _ => "",
+    }
+}
+
 const WITHOUT_TLS: &str = if cfg!(feature = "tls") {
     ""
 } else {
@@ -158,7 +166,8 @@ fn refused(error: &KafkaError) -> ConfigError {
             ConfigError("SECKILL_KAFKA_BROKERS: give host:port,host:port".to_owned())
         }
         KafkaError::ClientConfig(_, _, key, _) => ConfigError(format!(
-            "SECKILL_KAFKA_OPTIONS: librdkafka does not take {key} with this value{WITHOUT_TLS}"
+            "SECKILL_KAFKA_OPTIONS: librdkafka does not take {key} with this value{}",
+            not_built_in(key)
         )),
         _ => ConfigError(format!(
             "SECKILL_KAFKA_OPTIONS: librdkafka does not take these together{WITHOUT_TLS}"

@@ -16,12 +16,15 @@ use consumer::reader::kafka::KafkaReader;
 use consumer::run::{Health, Stop, run, until_up};
 use consumer::skip::{Skip, skip};
 use consumer::step::{Consumer, StepError};
-use consumer::{kafka, ops};
+use consumer::{kafka, ops, web};
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// An orchestrator kills what is still there 15 s after SIGTERM: be gone before, whatever hangs.
 const END_WITHIN: Duration = Duration::from_secs(14);
+
+/// Open files of a consumer: servers, libraries, and the connections of ops.
+const OPEN_FILES: u64 = 512;
 
 /// Records the sales of seckill: from Kafka into MySQL or MariaDB, each exactly once
 #[derive(Debug, Parser)]
@@ -140,6 +143,7 @@ async fn work(settings: &Settings) -> Result<ExitCode, Error> {
     required(settings.secrets.kafka_brokers.as_ref(), "SECKILL_KAFKA_BROKERS")?;
     let ledger = Arc::new(ledger(settings)?);
     kafka::client(settings)?;
+    web::open_files(OPEN_FILES).map_err(Error::Failed)?;
     let registry = Registry::new();
     let metrics = Metrics::new(&registry).map_err(|error| Error::Failed(error.to_string()))?;
     let address = settings.consumer_ops_listen;

@@ -12,8 +12,9 @@ use prometheus::{Encoder, Registry, TextEncoder};
 
 use crate::web::{Capacity, within_limits};
 
-/// One scraper and one probe need no more, and some people who look.
-const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1 };
+/// One scraper and one probe need no more, and some people who look. Who holds a connection for
+/// long must not keep the next probe out.
+const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1, newest_first: true };
 
 /// Says whether the program can do its work now; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;

@@ -1,8 +1,9 @@
 //! The embedded world's file: opened only if it is ours, written in turn.
 
 use std::io::Read;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
@@ -30,12 +31,20 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const ID_AT: std::ops::Range<usize> = 68..72;
 const HEADER_BYTES: usize = 100;
 
+/// SQLite's two files beside it: what was committed last, and how to find it there.
+const BESIDE: [&str; 2] = ["-wal", "-shm"];
+
 /// The file. Clones share the turn.
 #[derive(Debug, Clone)]
 pub struct SqliteFile {
     path: PathBuf,
     turn: Arc<Mutex<()>>,
+    /// The files that are open, each by its name.
+    open: Arc<OnceLock<Vec<(PathBuf, Identity)>>>,
 }
+
+/// Device and number of a file: its own as long as somebody has it open.
+type Identity = (u64, u64);
 
 /// How sure a commit is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +86,7 @@ impl SqliteFile {
                 folder.display()
             )));
         }
-        let file = Self { path: path.to_owned(), turn: Arc::default() };
+        let file = Self { path: path.to_owned(), turn: Arc::default(), open: Arc::default() };
         match look(path).map_err(|error| FileError::Failed(format!("SECKILL_DATA={name}: {error}")))? {
             Found::Ours => {}
             Found::Nothing if create => {}
@@ -105,16 +114,84 @@ impl SqliteFile {
         Arc::clone(&self.turn)
     }
 
+    /// Holds on to the files as they are now, while a connection to them is open that has read:
+    /// from then on [`SqliteFile::in_place`] says whether they are still there.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub fn hold(&self) -> std::io::Result<()> {
+        let names = ["", BESIDE[0], BESIDE[1]].map(|end| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(end);
+            PathBuf::from(name)
+        });
+        let open = names.into_iter().map(|name| identity(&name).map(|identity| (name, identity)));
+        let open = open.collect::<std::io::Result<_>>()?;
+        let _ = self.open.set(open);
+        Ok(())
+    }
+
+    /// Whether the files that are open are still those that bear the name: what is written into
+    /// others is gone with the process. A move back mends it.
+    ///
+    /// # Errors
+    /// What happened, and what to do.
+    pub fn in_place(&self) -> Result<(), String> {
+        for (name, open) in self.open.get().into_iter().flatten() {
+            let shown = name.display();
+            let what = match identity(name) {
+                Ok(found) if found == *open => continue,
+                Ok(_) => format!("another file was put where {shown} was"),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    format!("{shown} was deleted or moved")
+                }
+                Err(error) => format!("{shown} cannot be looked at: {error}"),
+            };
+            return Err(format!("SECKILL_DATA={}: {what} while it was in use; {}", self.path.display(), self.way_out(name)));
+        }
+        Ok(())
+    }
+
+    /// What a person can do about a file that is not in its place.
+    fn way_out(&self, name: &Path) -> String {
+        if name != self.path {
+            return "what was sold is in the file itself: start the program again".into();
+        }
+        let Some((_, open)) = self.open.get().and_then(|open| open.first()) else { return String::new() };
+        let mine = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let mine = mine.map(|entry| entry.path()).find(|fd| identity(fd).is_ok_and(|found| found == *open));
+        let fd = mine.and_then(|fd| fd.file_name().map(|fd| fd.to_string_lossy().into_owned()));
+        let saved = fd.map_or(String::new(), |fd| {
+            format!(
+                "; if it was deleted, `cp /proc/{}/fd/{fd} SAVED.db` before this program ends, and start again with SAVED.db in its place",
+                std::process::id()
+            )
+        });
+        format!("nothing is sold meanwhile; move the file back, and the sale goes on{saved}")
+    }
+
     /// A connection of its own.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// When the file cannot be opened, or another one stands in its place.
     pub async fn connect(&self, synchronous: Synchronous) -> Result<SqliteConnection, sqlx::Error> {
         let synchronous = match synchronous {
             Synchronous::Full => SqliteSynchronous::Full,
             Synchronous::Normal => SqliteSynchronous::Normal,
         };
+        self.in_place().map_err(|why| sqlx::Error::Io(std::io::Error::other(why)))?;
         self.options().synchronous(synchronous).connect().await
+    }
+
+    /// The key that the ids of orders in this file are made with, as 32 hex digits.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn order_key(&self) -> Result<String, sqlx::Error> {
+        let mut connection = self.connect(Synchronous::Normal).await?;
+        let key = sqlx::query_scalar("select hex from order_key").fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(key)
     }
 
     fn options(&self) -> SqliteConnectOptions {
@@ -189,6 +266,10 @@ async fn migrated(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error
         && MIGRATIONS.iter().all(|wanted| {
             known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)
         }))
+}
+
+fn identity(path: &Path) -> std::io::Result<Identity> {
+    std::fs::metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
 enum Found {

@@ -3,10 +3,13 @@
 //! The library knows a time limit for a connection's first head only. `Patient` adds the rest:
 //! whatever a client sends slowly, never ends, or does not read, its connection is closed.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use actix_http::{HttpService, Protocol, Request, Response};
@@ -55,6 +58,25 @@ pub struct Capacity {
     pub connections: usize,
     /// How long a shut-down waits for requests in flight, in seconds.
     pub shutdown_s: u64,
+    /// More do not wait: the oldest connection is closed for a new one.
+    pub newest_first: bool,
+}
+
+/// Raises the limit of open files as far as it goes, and says how far that is.
+///
+/// # Errors
+/// When `needed` are not to be had: why, and what to do.
+pub fn open_files(needed: u64) -> Result<u64, String> {
+    let limit = rlimit::increase_nofile_limit(u64::MAX)
+        .or_else(|_| rlimit::Resource::NOFILE.get_soft())
+        .map_err(|error| format!("the limit of open files cannot be read: {error}"))?;
+    if limit < needed {
+        return Err(format!(
+            "this process may have {limit} open files and needs at least {needed}; raise the hard limit, with \
+             `ulimit -Hn` as root, LimitNOFILE= in a systemd unit, or --ulimit nofile= for a container"
+        ));
+    }
+    Ok(limit)
 }
 
 /// Serves what `app` makes on `listener`; the server runs when it is awaited or spawned.
@@ -71,10 +93,12 @@ where
     S::Response: Into<Response<B>> + 'static,
     B: MessageBody + 'static,
 {
-    let Capacity { workers, connections, shutdown_s } = capacity;
+    let Capacity { workers, connections, shutdown_s, newest_first } = capacity;
+    let each = (connections / workers).max(1);
     let server = Server::build()
         .workers(workers)
-        .max_concurrent_connections((connections / workers).max(1))
+        // With room for those that are about to be closed.
+        .max_concurrent_connections(if newest_first { each * 2 } else { each })
         .shutdown_timeout(shutdown_s)
         // For the program to handle.
         .disable_signals();
@@ -91,11 +115,13 @@ where
             .client_disconnect_timeout(LINGER);
         let app = app().into_factory().map_err(|error| error.into().error_response());
         let http = http.finish(map_config(app, |()| AppConfig::default()));
-        actix_service::fn_service(async |stream: TcpStream| {
+        let guests = newest_first.then(|| Rc::new(Guests { most: each, list: RefCell::default() }));
+        actix_service::fn_service(move |stream: TcpStream| {
             // Answers are small, and none waits for the next.
             let _ = stream.set_nodelay(true);
             let peer = stream.peer_addr().ok();
-            Ok((Patient::new(stream), Protocol::Http1, peer))
+            let guest = guests.as_ref().map(|guests| guests.welcome());
+            std::future::ready(Ok((Patient::new(stream, guest), Protocol::Http1, peer)))
         })
         .and_then(http)
     })?;
@@ -141,9 +167,51 @@ pub fn fits(headers: &HeaderMap, uri: &Uri) -> bool {
     head + target <= MAX_HEAD
 }
 
-/// A connection that ends when its client keeps us waiting.
+/// A worker's connections, in the order in which they came.
+struct Guests {
+    most: usize,
+    list: RefCell<VecDeque<Weak<Guest>>>,
+}
+
+/// A connection that may be asked to go.
+#[derive(Default)]
+struct Guest {
+    leaves: Cell<bool>,
+    /// Who waits for its bytes.
+    task: RefCell<Option<Waker>>,
+}
+
+impl Guests {
+    /// One more; the oldest have to go for it.
+    fn welcome(&self) -> Rc<Guest> {
+        let mut list = self.list.borrow_mut();
+        list.retain(|guest| guest.strong_count() > 0);
+        while list.len() >= self.most {
+            if let Some(guest) = list.pop_front().and_then(|guest| guest.upgrade()) {
+                guest.leaves.set(true);
+                guest.task.take().into_iter().for_each(Waker::wake);
+            }
+        }
+        let guest = Rc::new(Guest::default());
+        list.push_back(Rc::downgrade(&guest));
+        guest
+    }
+}
+
+impl Guest {
+    /// Whether it has to go; wakes the task when it has to.
+    fn leaves(&self, cx: &Context<'_>) -> bool {
+        if !self.leaves.get() {
+            self.task.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());
+        }
+        self.leaves.get()
+    }
+}
+
+/// A connection that ends when its client keeps us waiting, or when its place is needed.
 struct Patient {
     stream: TcpStream,
+    guest: Option<Rc<Guest>>,
     /// From the first byte of a request until something is answered.
     unanswered: Deadline,
     /// While the client takes nothing.
@@ -151,15 +219,19 @@ struct Patient {
 }
 
 impl Patient {
-    fn new(stream: TcpStream) -> Self {
-        Self { stream, unanswered: Deadline::default(), unread: Deadline::default() }
+    fn new(stream: TcpStream, guest: Option<Rc<Guest>>) -> Self {
+        Self { stream, guest, unanswered: Deadline::default(), unread: Deadline::default() }
+    }
+
+    fn leaves(&self, cx: &Context<'_>) -> bool {
+        self.guest.as_ref().is_some_and(|guest| guest.leaves(cx))
     }
 
     /// Notes what a write came to.
     fn written(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if written.is_pending() {
             self.unread.set(UNREAD_WITHIN);
-            return if self.unread.passed(cx) {
+            return if self.unread.passed(cx) || self.leaves(cx) {
                 Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
             } else {
                 Poll::Pending
@@ -206,7 +278,7 @@ impl Deadline {
 impl AsyncRead for Patient {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.unanswered.passed(cx) {
+        if this.unanswered.passed(cx) || this.leaves(cx) {
             // As if the client had ended: whatever is still to be answered is.
             return Poll::Ready(Ok(()));
         }

@@ -28,6 +28,10 @@ const READ_AT_ONCE: i64 = 2_000;
 /// Stands between two rows in one text: JSON has this character nowhere, not even in a string.
 const BETWEEN: char = '\u{1e}';
 
+/// Whether this sale was begun before: asked of the seeds alone, while buyers wait.
+const BEGUN: &str = "select 1 from journal where kind = 'seed' and ? = 0 and value -> '$.epoch' = ? \
+     and value -> '$.add' = 'false' limit 1";
+
 /// Rows of the journal that follow each other, as one text: at least one.
 #[derive(Debug)]
 pub(crate) struct Rows {
@@ -146,6 +150,7 @@ impl SqliteJournal {
         array.pop();
         array.push(']');
         // One statement however many they are: prepared once.
+        self.in_place().await.map_err(WriteError::Failed)?;
         let insert = sqlx::query(
             r#"insert into journal ("offset", kind, value) select ? + key, 'sale', value from json_each(?)"#,
         )
@@ -156,13 +161,32 @@ impl SqliteJournal {
         let mut held = self.writer.lock().await;
         let connection = self.connected(&mut held, Synchronous::Full).await.map_err(WriteError::Failed)?;
         match insert.execute(connection).await {
-            Ok(_) => Ok(()),
+            // Not told before it is seen to be in the file that the next start will read.
+            Ok(_) => self.file.in_place().map_err(WriteError::Failed),
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(WriteError::Overtaken),
             Err(error) => {
                 *held = None;
                 Err(WriteError::Failed(error.to_string()))
             }
         }
+    }
+
+    /// Whether what is written is in the file that the next start will read. When it is not, all that
+    /// was committed is put into the open file, so that a copy of it alone is complete.
+    ///
+    /// # Errors
+    /// What happened to the file, and what to do.
+    pub(crate) async fn in_place(&self) -> Result<(), String> {
+        let lost = match self.file.in_place() {
+            Ok(()) => return Ok(()),
+            Err(lost) => lost,
+        };
+        let turn = self.file.turn();
+        let _turn = turn.lock().await;
+        let mut held = self.reader.lock().await;
+        let connection = self.connected(&mut held, Synchronous::Normal).await?;
+        let saved = sqlx::query_scalar::<_, i64>("pragma wal_checkpoint(truncate)").fetch_one(connection).await;
+        Err(if matches!(saved, Ok(0)) { lost } else { format!("{lost} (but it is still being written)") })
     }
 
     /// Writes a seed at the end, once for each epoch unless it is an addition, and the ledger's
@@ -178,9 +202,7 @@ impl SqliteJournal {
         let written = async {
             let mut transaction = connection.begin_with("begin immediate").await?;
             let value = serde_json::to_string(seed).unwrap_or_default();
-            let there: Option<i64> = sqlx::query_scalar(
-                "select 1 from journal where kind = 'seed' and ? = 0 and value -> '$.epoch' = ? and value -> '$.add' = 'false' limit 1",
-            )
+            let there: Option<i64> = sqlx::query_scalar(BEGUN)
             .bind(i64::from(seed.add))
             .bind(format!("\"{}\"", seed.epoch))
             .fetch_optional(&mut *transaction)
@@ -200,7 +222,8 @@ impl SqliteJournal {
             // SQLite may have rolled back by itself, and sqlx would not know.
             *held = None;
             error.to_string()
-        })
+        })?;
+        self.file.in_place()
     }
 
     /// Writes something that means nothing, to find out whether the file can be written again.
@@ -319,5 +342,21 @@ mod tests {
         assert!(matches!(two.write(1, late.sales()).await, Err(WriteError::Overtaken)));
         assert_eq!(two.read(0).await.expect("read").expect("rows").entries().count(), 2);
         two.write(2, late.sales()).await.expect("written");
+    }
+
+    /// A seed holds the write lock for as long as there are seeds, not sales.
+    #[tokio::test]
+    async fn a_seed_looks_at_seeds_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = SqliteFile::open(&folder.path().join("sale.db"), true).await.expect("a file");
+        let mut connection = file.connect(Synchronous::Normal).await.expect("a connection");
+        let plan: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(sqlx::AssertSqlSafe(format!("explain query plan {BEGUN}")))
+                .bind(0)
+                .bind("")
+                .fetch_all(&mut connection)
+                .await
+                .expect("a plan");
+        assert!(plan.iter().all(|(.., step)| step.contains("journal_seed")), "{plan:?}");
     }
 }

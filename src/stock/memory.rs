@@ -188,6 +188,7 @@ impl MemoryStock {
 impl Stock for MemoryStock {
     async fn take(&self, item: &Item, call: &Call) -> Result<Reply, StockError> {
         let mut shelves = self.shelves.lock().await;
+        self.journal.in_place().await.map_err(StockError::Refused)?;
         if call.attempts.is_empty() || shelves.failed {
             self.catch_up(&mut shelves).await.map_err(StockError::Refused)?;
         }
@@ -222,7 +223,11 @@ impl Stock for MemoryStock {
                         Ok(matches!(sale, Some(Ok((_, Entry::Sale(sale)))) if Some(sale.order) == first))
                     });
                     let Ok(ours) = ours else { return Err(StockError::Silent(error)) };
-                    return if ours { Ok(reply) } else { Err(StockError::Refused(error)) };
+                    if !ours {
+                        return Err(StockError::Refused(error));
+                    }
+                    // It may be a file that nobody will read again.
+                    return self.journal.in_place().await.map(|()| reply).map_err(StockError::Silent);
                 }
             }
         }

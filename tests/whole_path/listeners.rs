@@ -94,3 +94,26 @@ async fn headers_and_paths() {
     assert_eq!(told.len(), 1);
     embedded.balance(&told, 1).await;
 }
+
+/// Whoever holds a connection of ops, idle or in the middle of a request, gives it up for a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_is_answered_whoever_holds_connections() {
+    use tokio::io::AsyncWriteExt as _;
+    let embedded = Embedded::new(1);
+    let node = embedded.node(&[]).await;
+    let mut held = Vec::new();
+    for number in 0..300 {
+        let mut stream = tokio::net::TcpStream::connect(node.ops.trim_start_matches("http://")).await.unwrap();
+        if number % 2 == 0 {
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        }
+        held.push(stream);
+        if number % 50 == 49 {
+            for path in ["/livez", "/readyz"] {
+                assert_eq!(ask("GET", &format!("{}{path}", node.ops), &[]).await.status().as_u16(), 200);
+            }
+        }
+    }
+    drop(held);
+    embedded.balance(&[], 0).await;
+}

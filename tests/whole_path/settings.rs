@@ -96,7 +96,7 @@ fn a_broken_env_file_and_empty_variables() {
     assert!(said.starts_with("error: .env: ") && !said.contains("hush"), "{said}");
     std::fs::write(folder.path().join(".env"), "SECKILL_STOCK=\nSECKILL_OPENS_AT=\nSECKILL_REDIS_URL=\n")
         .unwrap();
-    let seeded = output("seckill", &Vec::new(), &["seed", "3"], folder.path());
+    let seeded = output("seckill", &Vec::new(), &["seed", "3", "--data", "sale.db"], folder.path());
     assert!(seeded.status.success(), "{}", String::from_utf8_lossy(&seeded.stderr));
 }
 
@@ -126,5 +126,88 @@ fn the_documents_list_every_setting() {
             let default = default.unwrap_or_default();
             assert!(line.contains(&default), "{document}: {name} has the default {default}: {line}");
         }
+    }
+}
+
+/// A password as it is: in `.env` no `$` stands for something else.
+#[test]
+fn an_env_file_is_taken_literally() {
+    let folder = TempDir::new().unwrap();
+    let servers = "SECKILL_KAFKA_BROKERS=127.0.0.1:1\nSECKILL_DATABASE_URL=mysql://u:p@127.0.0.1:1/d\n";
+    for (line, says) in [
+        ("SECKILL_KAFKA_TOPIC=a$HOME", "a$HOME: give"),
+        ("SECKILL_KAFKA_TOPIC=\"a$HOME\"", "a$HOME: give"),
+        ("SECKILL_KAFKA_TOPIC='a$HOME'", "a$HOME: give"),
+        ("SECKILL_KAFKA_TOPIC=\"a\\$HOME\"", "a$HOME: give"),
+        ("SECKILL_KAFKA_TOPIC='a\\$${HOME}'", "a\\$${HOME}: give"),
+        ("SECKILL_KAFKA_TOPIC=a$$b${c}$", "a$$b${c}$: give"),
+        ("export SECKILL_STOCK = 'many $' # of them", "SECKILL_STOCK=many $: give"),
+        ("SECKILL_STOCK=a\\b", ".env: line 3 is not NAME=value"),
+    ] {
+        std::fs::write(folder.path().join(".env"), format!("{servers}{line}\n")).unwrap();
+        let ended = output("seckill", &Vec::new(), &["status"], folder.path());
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(64), "{line}: {said}");
+        assert!(said.contains(says), "{line}: {said}");
+    }
+}
+
+/// Which world a command spoke to; and no sale is begun in a file that nobody would look for.
+#[test]
+fn every_command_says_where() {
+    let folder = TempDir::new().unwrap();
+    let run = |args: &[&str]| {
+        let ended = output("seckill", &Vec::new(), args, folder.path());
+        (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
+    };
+    let (code, said) = run(&["seed", "1000"]);
+    assert_eq!(code, Some(64), "{said}");
+    for way in ["--data FILE", "SECKILL_REDIS_URL", "start `seckill`"] {
+        assert!(said.contains(way), "{said}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is made");
+    assert_eq!(run(&["seed", "5", "--data", "seckill.db"]).0, Some(0));
+    let file = folder.path().canonicalize().unwrap().join("seckill.db").display().to_string();
+    for args in [
+        &["seed", "7"][..],
+        &["seed", "--add", "2"],
+        &["status"],
+        &["audit", "--json"],
+        &["restore"],
+        &["archive"],
+    ] {
+        let (code, said) = run(args);
+        assert!(code == Some(0) && said.contains(&file), "{args:?}: {said}");
+    }
+    let addresses: Env = [
+        ("SECKILL_REDIS_URL", "redis://me:hush@127.0.0.1:1/3?protocol=resp3"),
+        ("SECKILL_KAFKA_BROKERS", "127.0.0.1:1"),
+        ("SECKILL_DATABASE_URL", "mysql://me:hush@127.0.0.1:1/shop?ssl-mode=DISABLED"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    let ended = output("seckill", &addresses, &["status"], folder.path());
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        said.contains("Redis 127.0.0.1:1/3, Kafka 127.0.0.1:1 with topic CAR_NUMBER, database 127.0.0.1:1/shop"),
+        "{said}"
+    );
+    assert!(!said.contains("hush"), "{said}");
+}
+
+#[test]
+fn too_few_open_files() {
+    let folder = TempDir::new().unwrap();
+    let plain = crate::process::command("seckill", &Vec::new(), &["serve"], folder.path());
+    let few = std::process::Command::new("sh")
+        .args(["-c", "ulimit -n 100; exec \"$0\" serve"])
+        .arg(plain.get_program())
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(few.stderr).unwrap();
+    assert_eq!(few.status.code(), Some(1), "{said}");
+    for part in ["100 open files", "ulimit -Hn", "LimitNOFILE="] {
+        assert!(said.contains(part), "{said}");
     }
 }

@@ -90,6 +90,7 @@ macro_rules! contract {
 
 contract! {
     a_sale_is_found_as_it_was_sold
+    keys_are_known_until_when_they_were_used
     checkpoints_are_written_with_the_rows
     a_checkpoint_passes_over_what_is_no_message
     the_same_batch_again_has_moved
@@ -157,6 +158,16 @@ async fn raise(books: &dyn Books, epoch: Uuid, from: u64) -> bool {
 async fn faults(books: &dyn Books) -> (u64, u64) {
     let Faults { conflicts, dead_letters } = books.ledger().faults().await.expect("faults");
     (conflicts, dead_letters)
+}
+
+async fn keys_are_known_until_when_they_were_used(books: &dyn Books) {
+    let keys = async |name, until| books.ledger().keys(name, until).await.expect("noted");
+    assert_eq!(keys("one", 1_000).await, -1, "nobody made orders before");
+    assert_eq!(keys("one", 2_000).await, -1);
+    assert_eq!(keys("two", 1_500).await, 2_000);
+    assert_eq!(keys("one", 1_800).await, 1_500, "a clock that goes back takes nothing back");
+    assert_eq!(keys("", 1_200).await, 2_000);
+    assert_eq!(keys("three", 1_796_000_000_000).await, 2_000);
 }
 
 async fn a_sale_is_found_as_it_was_sold(books: &dyn Books) {

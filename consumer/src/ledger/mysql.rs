@@ -174,6 +174,10 @@ impl Ledger for MySqlLedger {
         .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))?
     }
 
+    async fn keys(&self, mine: &str, until: i64) -> Result<i64, LedgerError> {
+        asked!(self, keys(mine, until))
+    }
+
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
         asked!(self, find(order))
     }

@@ -73,6 +73,7 @@ impl SqliteLedger {
         &self,
         writer: &'w mut Writer<'_>,
     ) -> Result<&'w mut SqliteConnection, LedgerError> {
+        self.file.in_place().map_err(LedgerError::Away)?;
         let connection = match writer.held.take() {
             Some(connection) => connection,
             // Rows that are lost with the power are made again from the journal.
@@ -135,6 +136,10 @@ impl Ledger for SqliteLedger {
     /// Nothing: the tables were made, or looked at, when the file was opened.
     async fn migrate(&self) -> Result<(), LedgerError> {
         Ok(())
+    }
+
+    async fn keys(&self, mine: &str, until: i64) -> Result<i64, LedgerError> {
+        changed!(self, keys(mine, until))
     }
 
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
@@ -243,7 +248,8 @@ const VALUE_EXTENDED: [u32; 3] = [275, 1299, 3091];
 
 fn failure(error: &sqlx::Error) -> Failure {
     let Some(database) = error.as_database_error() else {
-        return Failure::Broken;
+        // Another file stands where this one was: it may be put back.
+        return if matches!(error, sqlx::Error::Io(_)) { Failure::Away } else { Failure::Broken };
     };
     if database.is_unique_violation() {
         return Failure::Taken;

@@ -58,6 +58,18 @@ macro_rules! statements {
                     .collect()
             }
 
+            pub(super) async fn keys(&mut self, mine: &str, until: i64) -> Result<i64, LedgerError> {
+                let add = sqlx::query("insert into seckill_key (name, used_until) values (?, ?)");
+                noted(add.bind(mine).bind(until).execute(&mut *self.0).await.map(drop))?;
+                let raise = sqlx::query("update seckill_key set used_until = ? where name = ? and used_until < ?");
+                raise.bind(until).bind(mine).bind(until).execute(&mut *self.0).await.map_err(failed)?;
+                sqlx::query_scalar("select coalesce(max(used_until), -1) from seckill_key where name <> ?")
+                    .bind(mine)
+                    .fetch_one(&mut *self.0)
+                    .await
+                    .map_err(failed)
+            }
+
             pub(super) async fn find(&mut self, order: Uuid) -> Result<Option<Sale>, LedgerError> {
                 let row = sqlx::query(concat!(select_sale!(), "order_id = ?"))
                     .bind(order.to_string())
@@ -724,7 +736,7 @@ pub(super) const SET_ASIDE: &str = concat!(
 );
 
 /// Every table, with a question for the columns that are written or read.
-pub(super) const TABLES: [(&str, &str); 8] = [
+pub(super) const TABLES: [(&str, &str); 9] = [
     ("seckill", concat!("select ", columns!(), " from seckill where 1 = 0")),
     ("journal_offset", "select topic, `partition`, next_offset, fingerprint from journal_offset where 1 = 0"),
     ("seckill_conflict", concat!("select reason, ", columns!(), " from seckill_conflict where 1 = 0")),
@@ -742,6 +754,7 @@ pub(super) const TABLES: [(&str, &str); 8] = [
         "seckill_archive",
         "select item, epoch, seeded, remaining, sold, recorded, void, archived_at from seckill_archive where 1 = 0",
     ),
+    ("seckill_key", "select name, used_until from seckill_key where 1 = 0"),
 ];
 
 /// SQLSTATE of a column or a table that is not there, and SQLite's code of a statement that does

@@ -1,0 +1,92 @@
+//! How long ago something was, also when the machine slept meanwhile.
+//!
+//! The monotonic clock stands still while a machine is suspended, and the servers elsewhere go on:
+//! a node that wakes up would take for fresh what it heard before.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+/// The two clocks are read one after the other; a sleep is longer than what may lie between.
+const AWAKE_MS: u64 = 100;
+
+/// The time since `at`; without end, if the machine has slept since.
+#[must_use]
+pub fn elapsed(at: Instant) -> Duration {
+    static SLEEP: Sleep = Sleep::none();
+    SLEEP.elapsed(at, slept_ms())
+}
+
+/// How long the machine has slept since it was started.
+fn slept_ms() -> u64 {
+    let ms = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec * 1000 + time.tv_nsec / 1_000_000
+    };
+    let monotonic = ms(ClockId::Monotonic);
+    u64::try_from(ms(ClockId::Boottime) - monotonic).unwrap_or(0)
+}
+
+/// What is known of the machine's sleep.
+struct Sleep {
+    /// All of it that was noticed; at first unknown.
+    noticed_ms: AtomicU64,
+    /// When some was noticed last.
+    woke: Mutex<Option<Instant>>,
+    /// At which state of `noticed_ms` there was none yet.
+    first_ms: AtomicU64,
+}
+
+impl Sleep {
+    const fn none() -> Self {
+        Self { noticed_ms: AtomicU64::new(u64::MAX), woke: Mutex::new(None), first_ms: AtomicU64::new(u64::MAX) }
+    }
+
+    fn elapsed(&self, at: Instant, slept_ms: u64) -> Duration {
+        let noticed = self.noticed_ms.load(Ordering::Acquire);
+        if noticed == u64::MAX {
+            self.first_ms.store(slept_ms, Ordering::Release);
+            self.noticed_ms.store(slept_ms, Ordering::Release);
+        } else if slept_ms > noticed.saturating_add(AWAKE_MS) {
+            *self.woke.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            self.noticed_ms.store(slept_ms, Ordering::Release);
+        } else if noticed == self.first_ms.load(Ordering::Acquire) {
+            return at.elapsed();
+        }
+        // What was heard after the waking and before it was noticed counts as old, too.
+        match *self.woke.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(woke) if at <= woke => Duration::MAX,
+            _ => at.elapsed(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_heard_before_a_sleep_is_old() {
+        let (sleep, second) = (Sleep::none(), Duration::from_secs(1));
+        let before = Instant::now();
+        assert_eq!(sleep.elapsed(before, 5_000_000), Duration::ZERO, "an earlier sleep is none of ours");
+        tokio::time::advance(second).await;
+        assert_eq!(sleep.elapsed(before, 5_000_001), second);
+        assert_eq!(sleep.elapsed(before, 5_002_500), Duration::MAX, "the monotonic clock says a second");
+        assert_eq!(sleep.elapsed(before, 5_002_500), Duration::MAX);
+        tokio::time::advance(second).await;
+        let after = Instant::now();
+        tokio::time::advance(second).await;
+        assert_eq!(sleep.elapsed(after, 5_002_500), second);
+        assert_eq!(sleep.elapsed(after, 5_002_700), Duration::MAX, "asleep once more");
+    }
+
+    #[test]
+    fn the_clocks_can_be_read() {
+        let one = slept_ms();
+        assert!(slept_ms() <= one + AWAKE_MS, "awake");
+    }
+}
