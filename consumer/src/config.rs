@@ -54,7 +54,7 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_KAFKA_PARTITIONS", value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=1000))]
     pub kafka_partitions: i32,
 
-    /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else 1]
+    /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else what the cluster is set to]
     #[arg(long, global = true, env = "SECKILL_KAFKA_REPLICATION", value_name = "N", value_parser = clap::value_parser!(i32).range(1..=100))]
     pub kafka_replication: Option<i32>,
 
