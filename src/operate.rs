@@ -2,18 +2,24 @@
 
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use consumer::config::{Settings, failure, usage};
 use serde::Serialize;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::archive::{Archived, archive as put_away};
 use crate::audit::{self, Audit};
 use crate::item::Item;
 use crate::restore::{Restoration, Wish, restore as make_anew};
-use crate::settle::Trouble;
-use crate::stock::{Book, StockError, Walk};
+use crate::settle::{Trouble, recorded, recorded_all};
+use crate::stock::{Batch, Book, StockError, Walk};
+use crate::till::TELL_WITHIN;
 use crate::world::{Kind, Purpose, World, WorldError};
+
+/// `status` waits so long for the journal to take a sale: as long as a buyer would.
+const OFFERED_FOR: Duration = TELL_WITHIN;
 
 /// The books could not be checked (`EX_UNAVAILABLE` of sysexits.h).
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -235,8 +241,13 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
     for item in &items {
         lines.push(line(&world, item).await);
     }
+    let trouble = journal_trouble(&world, &items).await;
     if json {
-        return print_json(&serde_json::json!({ "items": lines }));
+        let mut found = serde_json::json!({ "items": lines });
+        if let (Some(trouble), Some(members)) = (trouble, found.as_object_mut()) {
+            members.insert("journal".into(), trouble.into());
+        }
+        return print_json(&found);
     }
     let mut text = format!(
         "{:<32} {:<12} {:>10} {:>10} {:>10} {:>8}",
@@ -249,7 +260,36 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
             text.push_str(&format!("  {error}"));
         }
     }
+    if let Some(trouble) = trouble {
+        text.push_str(&format!("\nthe journal: {trouble}"));
+    }
     print(&text)
+}
+
+/// What is wrong with the journal, if anything is. Whether it takes sales nobody knows before one is
+/// offered: one that stands in the outbox, where every node would offer it as well.
+async fn journal_trouble(world: &World, items: &[Item]) -> Option<String> {
+    match recorded_all(&*world.journal, &*world.ledger).await {
+        Err(trouble @ Trouble::Contradiction(_)) => return Some(trouble.to_string()),
+        // Which of the two is away: the ledger is of no interest here.
+        Err(Trouble::Passing(_)) => {
+            if let Err(why) = world.journal.extents().await {
+                return Some(why);
+            }
+        }
+        Ok(_) => {}
+    }
+    for item in items {
+        let Ok(Some(batch)) = offered(world, item).await else { continue };
+        let receipt = world.journal.append(&batch);
+        let _ = timeout(OFFERED_FOR, receipt.done()).await;
+        if receipt.complete() {
+            return None;
+        }
+        let why = world.journal.refusal();
+        return Some(why.unwrap_or_else(|| "it does not acknowledge what stands in the outbox".into()));
+    }
+    None
 }
 
 /// As [`items`], but of the stock alone: it must answer also while the ledger is away.
@@ -264,6 +304,21 @@ async fn status_items(world: &World, only: Option<&Item>) -> Result<Vec<Item>, E
         world.stock.items().await
     };
     found.await.map_err(|error| failure(&error))
+}
+
+/// A sale of the outbox that any node would announce: of a sale that is not shut, and not recorded,
+/// under whatever order.
+async fn offered(world: &World, item: &Item) -> Result<Option<Batch>, Trouble> {
+    if world.stock.books(item).await?.first().is_none_or(|book| book.shut) {
+        return Ok(None);
+    }
+    let mut outbox = Walk::through(&*world.stock, item).await?;
+    let batch = outbox.next().await?.and_then(|entries| entries.batches.into_iter().next());
+    let Some(batch) = batch.map(|batch| Batch { attempts: batch.attempts[..1].to_vec(), ..batch }) else {
+        return Ok(None);
+    };
+    let recorded = recorded(&*world.ledger, &batch).await?;
+    Ok(Some(batch).filter(|_| recorded == [None]))
 }
 
 /// The running sale's book, the units in the outbox, and what of it cannot be read.

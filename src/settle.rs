@@ -133,7 +133,10 @@ async fn announce(world: &World, item: &Item) -> Result<(), Trouble> {
 }
 
 /// The orders under which the units of a batch are recorded.
-async fn recorded(ledger: &dyn Ledger, batch: &Batch) -> Result<Vec<Option<Uuid>>, LedgerError> {
+///
+/// # Errors
+/// Those of the ledger.
+pub async fn recorded(ledger: &dyn Ledger, batch: &Batch) -> Result<Vec<Option<Uuid>>, LedgerError> {
     let (before, units) = (batch.serial - 1, batch.attempts.len() as u64);
     let mut orders = vec![None; batch.attempts.len()];
     for (serial, order) in ledger.orders(batch.item.name(), batch.epoch, before, before + units).await? {

@@ -59,7 +59,7 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_KAFKA_PARTITIONS", value_name = "N", default_value_t = 3, value_parser = partitions)]
     pub kafka_partitions: i32,
 
-    /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else 1]
+    /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else what the cluster is set to]
     #[arg(long, global = true, env = "SECKILL_KAFKA_REPLICATION", value_name = "N", value_parser = replicas)]
     pub kafka_replication: Option<i32>,
 

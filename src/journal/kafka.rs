@@ -632,6 +632,39 @@ mod tests {
         keeps_the_contract(&*journal, &batch(3)).await;
     }
 
+    /// What is refused at once is offered again, and nothing else is taken until it is accepted.
+    #[tokio::test]
+    async fn after_a_refusal_nothing_is_taken_until_a_sale_is_acknowledged() {
+        let (cluster, journal) = mock().await;
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED; 100];
+        cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+        let receipt = journal.append(&batch(2));
+        tokio::time::timeout(Duration::from_secs(20), receipt.done()).await.expect("refused");
+        let why = journal.ready().expect_err("not ready at once");
+        assert!(why.contains("Topic authorization failed"), "{why}");
+        assert_eq!(journal.refusal(), Some(why.clone()));
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(journal.ready(), Err(why.clone()), "it is offered, and refused again");
+        }
+        cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        reaches(&journal, true).await;
+        assert_eq!(journal.refusal(), None);
+        keeps_the_contract(&*journal, &batch(3)).await;
+    }
+
+    /// What a producer that was replaced had under way is not waited for.
+    #[tokio::test]
+    async fn a_lost_notice_leaves_the_journal_ready() {
+        let (_cluster, journal) = mock().await;
+        // As if a notice of the former producer's never came.
+        journal.current().client().context().pace.begin();
+        reaches(&journal, false).await;
+        journal.replace();
+        reaches(&journal, true).await;
+        keeps_the_contract(&*journal, &batch(3)).await;
+    }
+
     /// Without an acknowledgement for a while nothing more is taken; with one it goes on.
     #[tokio::test]
     async fn a_broker_that_is_away_is_noticed_and_found_again() {

@@ -61,8 +61,6 @@ pub struct State {
     pub refusing_until: Option<Instant>,
     /// By node: the sale that was refused last, if none was acknowledged since.
     pub refused: BTreeMap<String, bool>,
-    /// Orders that left the log before they were recorded.
-    pub cut: BTreeSet<Uuid>,
     /// A log lost something that was not recorded, or is another one.
     pub broken: bool,
     /// What is still to be done or to land, though nobody waits for it.
@@ -182,7 +180,6 @@ impl Sim {
             journal_down_until: None,
             refusing_until: None,
             refused: BTreeMap::new(),
-            cut: BTreeSet::new(),
             broken: false,
             in_air: 0,
             granted: BTreeMap::new(),
@@ -298,19 +295,13 @@ impl State {
 
     /// Takes the head of a partition out of its log, or makes all of it anew.
     pub fn cut(&mut self, partition: usize, anew: bool) {
-        let log = &self.log[partition];
         let next = self.books.checkpoints.get(&(partition as i32)).map_or(0, |known| known.next);
-        let (start, end) = (log.start, log.end());
-        let before = if anew { end } else { self.chance.between(start as u64, end as u64) as i64 };
-        let (gone, _) = self.log[partition].read(next, (before - next.max(start)).max(0) as usize);
-        let orders = gone.iter().filter(|message| message.offset < before);
-        let orders = orders.filter_map(|message| Some(Sale::from_json(&message.value).ok()?.order));
-        let lost: Vec<Uuid> = orders.filter(|order| !self.books.rows.contains_key(order)).collect();
-        self.cut.extend(lost);
+        let Extent { start, end } = self.log[partition].extent();
         if anew {
-            self.broken |= next > 0;
+            self.broken |= next > 0 || end > 0;
             self.log[partition] = Log::default();
         } else {
+            let before = self.chance.between(start as u64, end as u64) as i64;
             self.broken |= before > next;
             self.log[partition].cut(before);
         }
@@ -1161,8 +1152,8 @@ impl Reader for Member {
                         return Err(ReaderError::Foreign(format!("offset {at} is not in the log")));
                     }
                     let (messages, next) = log.read(*at, max);
-                    if !messages.is_empty() {
-                        *at = next;
+                    if let Some(last) = messages.last() {
+                        *at = last.offset + 1;
                         read.insert(*partition, messages);
                     } else if next > *at {
                         passed.insert(*partition, next);

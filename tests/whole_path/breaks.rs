@@ -7,9 +7,10 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
+use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, RwLockReadGuard};
 use tokio::time::sleep_until;
@@ -51,6 +52,10 @@ enum Kind {
     Failback,
     /// Deleted, made again by the service, and healed as the README says.
     TopicRecreated,
+    /// What was not recorded yet deleted, and given up as the README says.
+    TopicCut,
+    /// Kafka takes no sale of a size as they have, and is there otherwise.
+    RefusingKafka,
     /// Under the embedded file.
     DiskFull,
 }
@@ -107,6 +112,8 @@ kinds! {
     redis_rolled_back: Kind::RedisRolledBack;
     failback: Kind::Failback;
     topic_recreated: Kind::TopicRecreated;
+    topic_cut: Kind::TopicCut;
+    refusing_kafka: Kind::RefusingKafka;
     disk_full: Kind::DiskFull;
 }
 
@@ -153,9 +160,12 @@ impl Kind {
                 Meanwhile::Shut("unavailable")
             }
             Kind::Answers(Part::Redis | Part::Kafka, Answers::Swallow) => Meanwhile::Shut("unavailable"),
-            Kind::RedisRolledBack | Kind::Failback | Kind::DiskFull => Meanwhile::Shut("unavailable"),
+            Kind::RedisRolledBack | Kind::Failback | Kind::DiskFull | Kind::RefusingKafka => {
+                Meanwhile::Shut("unavailable")
+            }
             Kind::RedisWiped => Meanwhile::Shut("not_on_sale"),
             Kind::Kill(_) | Kind::Stop(_) | Kind::Answers(Part::MariaDb, _) => Meanwhile::Sold,
+            Kind::TopicCut => Meanwhile::Sold,
             Kind::Answers(..) | Kind::TopicRecreated => Meanwhile::Either,
         }
     }
@@ -375,6 +385,16 @@ impl Stage {
                 let log = self.consumers.remove(0).log();
                 assert!(!status.success() && log.contains("recreated"), "{status}: {log}");
             }
+            Kind::TopicCut => {
+                self.consumers.remove(0).kill();
+                load.sells(load.sold() + SOLD_AND_FORGOTTEN).await;
+                cut(&self.servers().topic).await;
+                // Whoever is told to record what is left says that something is missing, and ends.
+                let mut consumer = self.servers().consumer();
+                let status = consumer.ended(OPEN_WITHIN).await;
+                assert!(!status.success() && consumer.log().contains("consumer skip"), "{status}: {}", consumer.log());
+            }
+            Kind::RefusingKafka => alter(&self.servers().topic, "max.message.bytes", "100").await,
             Kind::DiskFull => self.limit_file_size(&ROOM.to_string()),
         }
     }
@@ -443,11 +463,33 @@ impl Stage {
                 assert!(String::from_utf8_lossy(&again.stdout).contains("nothing to do"), "{again:?}");
             }
             Kind::TopicRecreated => self.move_to_a_new_topic().await,
+            Kind::TopicCut => {
+                let servers = self.servers();
+                let shown = servers.consume(&["skip"]);
+                assert!(String::from_utf8_lossy(&shown.stdout).contains("would be given up"), "{shown:?}");
+                let mut before = servers.consumer();
+                assert!(!before.ended(OPEN_WITHIN).await.success(), "nothing was changed");
+                assert!(servers.consume(&["skip", "--yes"]).status.success());
+                let again = servers.consume(&["skip", "--yes"]);
+                assert!(String::from_utf8_lossy(&again.stderr).contains("has all that is not recorded"), "{again:?}");
+                let consumer = servers.consumer();
+                self.consumers.push(consumer);
+            }
+            Kind::RefusingKafka => {
+                for node in &self.nodes {
+                    let said = node.process.log().matches("does not take sales").count();
+                    assert_eq!(said, 1, "said once: {}", node.process.log());
+                }
+                let status = self.operate(&["status"]);
+                assert!(String::from_utf8_lossy(&status.stdout).contains("the journal: "), "{status:?}");
+                alter(&self.servers().topic, "max.message.bytes", "1048588").await;
+            }
             Kind::DiskFull => self.limit_file_size("unlimited"),
         }
     }
 
-    /// As the README says: a new name for all, and what stands in the topic of the old name copied.
+    /// As the README says: the nodes stop, the consumers begin with a new name, what stands in the
+    /// topic of the old name is copied, and only then the nodes begin with the new one.
     async fn move_to_a_new_topic(&mut self) {
         let (old, new) = (self.servers().topic.clone(), format!("{}-2", self.servers().topic));
         let renamed = |env: &mut Env| {
@@ -466,15 +508,17 @@ impl Stage {
         let servers = self.servers_mut();
         renamed(&mut servers.env);
         servers.topic.clone_from(&new);
+        let ops = format!("127.0.0.1:{}", free_port());
+        let consumer = self.servers().consumer_at(&ops);
+        self.consumers.push(consumer);
+        until("the topic is there", OPEN_WITHIN, async || ready(&format!("http://{ops}")).await).await;
+        copy_topic(&old, &new);
         for env in envs {
             self.nodes.push(Node::again(env, &folder));
         }
-        let consumer = self.servers().consumer();
-        self.consumers.push(consumer);
         for node in &self.nodes {
             until("the service is ready", OPEN_WITHIN, async || ready(&node.ops).await).await;
         }
-        copy_topic(&old, &new);
     }
 
     /// Everything is as before: open on every node, and recorded again.
@@ -567,8 +611,8 @@ impl Stage {
         match &self.world {
             World::Servers(servers) => {
                 let mut books = servers.books().await;
-                if self.kind == Kind::TopicRecreated {
-                    // What was recorded from the deleted topic is in none any more.
+                if matches!(self.kind, Kind::TopicRecreated | Kind::TopicCut) {
+                    // What was recorded and then deleted is in no topic any more.
                     books.journal.extend(books.rows.iter().map(|row| row.order));
                 }
                 books
@@ -581,7 +625,7 @@ impl Stage {
     fn compare(&self, books: &Books, compared: &Comparison) {
         let audit = self.operate(&["audit", "--json"]);
         let found: Value = serde_json::from_slice(&audit.stdout).unwrap();
-        if self.kind == Kind::TopicRecreated && books.missing() > 0 {
+        if matches!(self.kind, Kind::TopicRecreated | Kind::TopicCut) && books.missing() > 0 {
             // What went with the deleted topic nobody can bring back; it is named.
             assert_eq!(found["items"][0]["missingCount"], books.missing());
             assert_eq!((audit.status.code(), compared.wrong.len()), (Some(1), 1), "{:?}", compared.wrong);
@@ -669,7 +713,29 @@ impl Drop for Stage {
 /// One test at a time listens where Kafka sends those who come by its second listener.
 static KAFKA_PROXY: Mutex<()> = Mutex::const_new(());
 
-async fn delete(topic: &str) {
+/// Deletes all that stands in a topic.
+pub async fn cut(topic: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", shared("SECKILL_KAFKA_BROKERS")).create().unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..3 {
+        list.add_partition_offset(topic, partition, Offset::End).unwrap();
+    }
+    let options = AdminOptions::new();
+    let deleted = admin.delete_records(&list, &options).await.unwrap();
+    assert!(deleted.elements().iter().all(|partition| partition.error().is_ok()), "{deleted:?}");
+}
+
+/// Changes a topic's configuration, as `kafka-configs.sh` does.
+async fn alter(topic: &str, name: &str, value: &str) {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", shared("SECKILL_KAFKA_BROKERS")).create().unwrap();
+    let config = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("retention.ms", "-1").set(name, value);
+    let altered = admin.alter_configs([&config], &AdminOptions::new()).await.unwrap();
+    assert!(altered.iter().all(Result::is_ok), "{altered:?}");
+}
+
+pub async fn delete(topic: &str) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", shared("SECKILL_KAFKA_BROKERS")).create().unwrap();
     let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.unwrap();
@@ -677,7 +743,7 @@ async fn delete(topic: &str) {
 }
 
 /// Copies keys and values with kcat, which operators have.
-fn copy_topic(from: &str, to: &str) {
+pub fn copy_topic(from: &str, to: &str) {
     let brokers = shared("SECKILL_KAFKA_BROKERS");
     let kcat = |args: &[&str]| {
         let mut command = Command::new("kcat");

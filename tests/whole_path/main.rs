@@ -25,4 +25,5 @@ mod secrets;
 mod servers;
 mod settings;
 mod tls;
+mod topics;
 mod world;

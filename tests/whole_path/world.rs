@@ -232,6 +232,11 @@ impl Servers {
         tokio::task::spawn_blocking(move || read_all(&topic, &brokers)).await.unwrap()
     }
 
+    /// A command of the consumer's.
+    pub fn consume(&self, args: &[&str]) -> std::process::Output {
+        output("consumer", &self.env, args, self.folder.path())
+    }
+
     pub fn operate(&self, args: &[&str]) -> std::process::Output {
         output("seckill", &self.env, args, self.folder.path())
     }
