@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consumer::config::{Settings, failure, usage};
-use consumer::ledger::LedgerError;
 use consumer::reader::sqlite::SqliteReader;
 use consumer::run::{Health, Stop};
 use consumer::step::Consumer;
@@ -30,6 +29,9 @@ const BACKLOG: i32 = 8192;
 
 /// The limit of open files that a shell usually sets, when the system does not say.
 const USUAL_OPEN_FILES: u64 = 1024;
+
+/// How often the ledger is asked whether it answers.
+const LEDGER_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// The parts of a shut-down, whose sum stays within 15 s: buyers in flight have 6 s (see
 /// [`http`]), then what was taken has this to be acknowledged, ...
@@ -92,7 +94,7 @@ async fn run(
         metrics.clone(),
     );
     let (stop, stopped) = oneshot::channel();
-    let recording = background(world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
+    let recording = background(world.clone(), registry.clone(), metrics.clone(), async { stopped.await.unwrap_or(Stop::Now) });
     let mut recording = tokio::spawn(recording);
     let mut reopening = tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
     let mut announcing = tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
@@ -140,23 +142,24 @@ async fn run(
     ended
 }
 
-/// What runs beside the selling, as the world needs it: a watch on Kafka, or the embedded
+/// What runs beside the selling, as the world needs it: a watch on Kafka and the ledger, or the embedded
 /// consumer. Ends when it is told to stop, or when it cannot go on.
 async fn background(
     world: World,
     registry: Registry,
+    metrics: Metrics,
     stop: impl Future<Output = Stop> + Send + 'static,
 ) -> Result<(), String> {
     match &world.kind {
         Kind::Servers(journal) => {
             let mut watch = tokio::spawn(Arc::clone(journal).watch());
-            let tables = tokio::spawn(make_tables(world.clone()));
+            let ledger = tokio::spawn(watch_ledger(world.clone(), metrics));
             let ended = tokio::select! {
                 _ = stop => Ok(()),
                 _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
             };
             watch.abort();
-            tables.abort();
+            ledger.abort();
             ended
         }
         Kind::Embedded(file, _) => {
@@ -168,20 +171,32 @@ async fn background(
     }
 }
 
-/// Makes the ledger's tables when nobody has yet: orders are looked up in them.
-async fn make_tables(world: World) {
-    let mut wait = tokio::time::interval(Duration::from_secs(1));
-    let mut said = String::new();
+/// Makes the ledger's tables when nobody has yet, and from then on watches whether it answers: it
+/// sells on without, but orders are looked up there, and shut sales opened by it.
+async fn watch_ledger(world: World, metrics: Metrics) {
+    let mut looks = tokio::time::interval(LEDGER_LOOKS_EVERY);
+    let (mut made, mut said) = (false, None);
     loop {
-        wait.tick().await;
-        match world.ledger.migrate().await {
-            Ok(()) => return,
-            Err(LedgerError::Away(why)) if why == said => {}
-            Err(LedgerError::Away(why)) => {
-                log::warn!("orders cannot be looked up yet, the ledger is away: {why}");
-                said = why;
+        looks.tick().await;
+        let asked = if made {
+            world.ledger.checkpoints(world.journal.topic()).await.map(drop)
+        } else {
+            world.ledger.migrate().await
+        };
+        if asked.is_ok() && !made {
+            made = true;
+            for doubt in world.ledger.doubts().await.unwrap_or_default() {
+                log::warn!("{doubt}");
             }
-            Err(error) => return log::error!("orders cannot be looked up: {error}"),
+        }
+        let why = asked.err().map(|error| error.to_string());
+        metrics.ledger_away.set(i64::from(why.is_some()));
+        if why != said {
+            match &why {
+                Some(why) => log::warn!("orders cannot be looked up, nor shut sales opened: {why}"),
+                None => log::info!("the ledger answers"),
+            }
+            said = why;
         }
     }
 }

@@ -125,6 +125,9 @@ async fn record(
 ) -> Result<(), Error> {
     let up = async {
         until_up(&health, || ledger.migrate()).await?;
+        for doubt in ledger.doubts().await.unwrap_or_default() {
+            log::warn!("{doubt}");
+        }
         until_up(&health, || kafka::ensure_topic(settings)).await
     };
     tokio::select! {

@@ -26,7 +26,7 @@ use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
 
 // A transaction that will write begins by taking the file's only write lock.
-statements!(Statements, Sqlite, failure, BATCH, "", "");
+statements!(Statements, Sqlite, failure, ToString::to_string, BATCH, "", "");
 
 /// The books in the embedded world's file.
 #[derive(Debug)]
