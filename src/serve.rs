@@ -175,6 +175,7 @@ async fn background(
 /// sells on without, but orders are looked up there, and shut sales opened by it.
 async fn watch_ledger(world: World, metrics: Metrics) {
     let mut looks = tokio::time::interval(LEDGER_LOOKS_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut made, mut said) = (false, None);
     loop {
         looks.tick().await;

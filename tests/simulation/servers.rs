@@ -26,7 +26,7 @@ use uuid::Uuid;
 
 use crate::chance::Chance;
 use crate::faults::{Faults, Mutation};
-use crate::ledger::Books;
+use crate::ledger::{Books, Patience};
 use crate::redis::{Life, Redis};
 
 pub const TOPIC: &str = "CAR_NUMBER";
@@ -759,7 +759,23 @@ impl Record for Face {
         if self.0.sim.state().of(|faults| faults.ledger_moved) {
             return Err(LedgerError::Moved { partition: 0, expected: None, found: None });
         }
-        let posted = self.0.book("post", async |books| post::post(books, batch).await).await;
+        let patience = {
+            let mut state = self.0.sim.state();
+            let refused = state.of(|faults| faults.ledger_refuses);
+            let calls = refused.then(|| state.chance.between(0, 6));
+            Patience { calls, rows: state.faults.ledger_takes }
+        };
+        let skips = self.0.sim.mutation == Some(Mutation::SkipRefused);
+        let work = async |books: &mut Books| {
+            books.patience = patience;
+            let posted = post::post(books, batch).await;
+            books.patience = Patience::default();
+            match posted {
+                Err(LedgerError::Away(_)) if skips => Ok(books.skip(batch)),
+                posted => posted,
+            }
+        };
+        let posted = self.0.book("post", work).await;
         {
             let state = &mut *self.0.sim.state();
             for (sale, _) in state.books.conflicts.values().filter(|(_, reason)| reason != "late") {

@@ -10,6 +10,7 @@
 mod books;
 mod breaks;
 mod buyers;
+mod database;
 mod embedded;
 mod faults;
 mod goes_back;

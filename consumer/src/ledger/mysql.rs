@@ -504,3 +504,46 @@ fn doubts<'v>(value: impl Fn(&str) -> Option<&'v str>) -> Vec<String> {
     doubt("max_allowed_packet", true, &enough, "it may refuse a batch (error 1153)", "1M or more");
     doubts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a server is set to, and the names that are doubted then.
+    fn doubted(set: &[(&str, &str)]) -> Vec<String> {
+        let doubts = doubts(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| *value));
+        doubts.iter().map(|doubt| doubt.split([' ', '=']).nth(3).unwrap_or_default().to_owned()).collect()
+    }
+
+    #[test]
+    fn what_does_not_keep_the_promise_is_named() {
+        let safe = [
+            ("innodb_flush_log_at_trx_commit", "1"),
+            ("innodb_doublewrite", "ON"),
+            ("log_bin", "ON"),
+            ("sync_binlog", "1"),
+            ("binlog_format", "ROW"),
+            ("max_allowed_packet", "1048576"),
+            ("innodb_flush_method", "FSYNC"),
+        ];
+        assert_eq!(doubted(&safe), [""; 0]);
+        assert_eq!(doubted(&[]), [""; 0], "a server that does not have them");
+        for (name, value) in [
+            ("innodb_flush_log_at_trx_commit", "0"),
+            ("innodb_flush_log_at_trx_commit", "2"),
+            ("innodb_doublewrite", "OFF"),
+            ("innodb_doublewrite", "DETECT_ONLY"),
+            ("sync_binlog", "0"),
+            ("sync_binlog", "100"),
+            ("binlog_format", "STATEMENT"),
+            ("max_allowed_packet", "65536"),
+            ("innodb_flush_method", "NOSYNC"),
+        ] {
+            let set: Vec<_> = safe.iter().map(|known| if known.0 == name { (name, value) } else { *known }).collect();
+            assert_eq!(doubted(&set), [name], "{value}");
+        }
+        let without_binlog = [("log_bin", "OFF"), ("sync_binlog", "0"), ("binlog_format", "STATEMENT")];
+        assert_eq!(doubted(&without_binlog), [""; 0]);
+        assert_eq!(doubted(&[("innodb_flush_log_at_trx_commit", "3")]), [""; 0], "MariaDB's, and safer");
+    }
+}
