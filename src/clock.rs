@@ -42,7 +42,11 @@ struct Sleep {
 
 impl Sleep {
     const fn none() -> Self {
-        Self { noticed_ms: AtomicU64::new(u64::MAX), woke: Mutex::new(None), first_ms: AtomicU64::new(u64::MAX) }
+        Self {
+            noticed_ms: AtomicU64::new(u64::MAX),
+            woke: Mutex::new(None),
+            first_ms: AtomicU64::new(u64::MAX),
+        }
     }
 
     fn elapsed(&self, at: Instant, slept_ms: u64) -> Duration {

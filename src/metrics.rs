@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 /// The selling side's metrics; a clone counts into the same.
 #[derive(Clone)]
@@ -14,6 +14,8 @@ pub struct Metrics {
     left: IntGaugeVec,
     outbox: IntGaugeVec,
     shut: IntGaugeVec,
+    /// 1 while the ledger cannot be asked.
+    pub ledger_away: IntGauge,
 }
 
 impl Metrics {
@@ -47,7 +49,12 @@ impl Metrics {
                 Opts::new("seckill_shut", "1 while the books are checked or in doubt and nothing is sold."),
                 &["item"],
             )?,
+            ledger_away: IntGauge::new(
+                "seckill_ledger_away",
+                "1 while the ledger cannot be asked: it sells on, but no shut sale is opened.",
+            )?,
         };
+        registry.register(Box::new(metrics.ledger_away.clone()))?;
         registry.register(Box::new(metrics.shut.clone()))?;
         registry.register(Box::new(metrics.attempts.clone()))?;
         registry.register(Box::new(metrics.purchase_seconds.clone()))?;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use consumer::config::{Settings, failure, usage};
-use consumer::ledger::LedgerError;
 use consumer::reader::sqlite::SqliteReader;
 use consumer::run::{Health, Stop};
 use consumer::step::Consumer;
@@ -15,6 +14,7 @@ use prometheus::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::gate::{Window, now_ms};
 use crate::http;
@@ -36,6 +36,9 @@ const KEY_USED_FOR: Duration = Duration::from_secs(60);
 
 /// How often the stock's settings are looked at.
 const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
+
+/// How often the ledger is asked whether it answers.
+const LEDGER_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// The parts of a shut-down, whose sum stays within 15 s: buyers in flight have 6 s (see
 /// [`http`]), then what was taken has this to be acknowledged, ...
@@ -104,7 +107,8 @@ async fn run(
     );
     check_ids(shop.ids(), &world, key).await?;
     let (stop, stopped) = oneshot::channel();
-    let recording = background(Arc::clone(&shop), world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
+    let until = async { stopped.await.unwrap_or(Stop::Now) };
+    let recording = background(Arc::clone(&shop), world.clone(), registry.clone(), metrics.clone(), until);
     let mut recording = tokio::spawn(recording);
     let mut reopening = tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
     let mut announcing = tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
@@ -152,29 +156,27 @@ async fn run(
     ended
 }
 
-/// What runs beside the selling, as the world needs it: a watch on Kafka, or the embedded
+/// What runs beside the selling, as the world needs it: a watch on every server, or the embedded
 /// consumer. Ends when it is told to stop, or when it cannot go on.
 async fn background(
     shop: Arc<Shop>,
     world: World,
     registry: Registry,
+    metrics: Metrics,
     stop: impl Future<Output = Stop> + Send + 'static,
 ) -> Result<(), String> {
     match &world.kind {
         Kind::Servers(journal) => {
             let mut watch = tokio::spawn(Arc::clone(journal).watch());
-            let promises = tokio::spawn(watch_promises(Arc::clone(&world.stock)));
-            let tables = tokio::spawn(async move {
-                make_tables(&world).await;
-                note_key(shop.ids(), &world).await;
-            });
+            let mut beside = JoinSet::new();
+            beside.spawn(watch_stock(Arc::clone(&world.stock)));
+            beside.spawn(watch_ledger(world.clone(), metrics));
+            beside.spawn(async move { note_key(shop.ids(), &world).await });
             let ended = tokio::select! {
                 _ = stop => Ok(()),
                 _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
             };
             watch.abort();
-            tables.abort();
-            promises.abort();
             ended
         }
         Kind::Embedded(file, _) => {
@@ -221,27 +223,40 @@ async fn note_key(ids: &Ids, world: &World) {
     }
 }
 
-/// Makes the ledger's tables when nobody has yet: orders are looked up in them.
-async fn make_tables(world: &World) {
-    let mut wait = tokio::time::interval(Duration::from_secs(1));
-    let mut said = String::new();
+/// Makes the ledger's tables when nobody has yet, and from then on watches whether it answers: it
+/// sells on without, but orders are looked up there, and shut sales opened by it.
+async fn watch_ledger(world: World, metrics: Metrics) {
+    let mut looks = tokio::time::interval(LEDGER_LOOKS_EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut made, mut said) = (false, None);
     loop {
-        wait.tick().await;
-        match world.ledger.migrate().await {
-            Ok(()) => return,
-            Err(LedgerError::Away(why)) if why == said => {}
-            Err(LedgerError::Away(why)) => {
-                log::warn!("orders cannot be looked up yet, the ledger is away: {why}");
-                said = why;
+        looks.tick().await;
+        let asked = if made {
+            world.ledger.checkpoints(world.journal.topic()).await.map(drop)
+        } else {
+            world.ledger.migrate().await
+        };
+        if asked.is_ok() && !made {
+            made = true;
+            for broken in world.ledger.broken_promises().await.unwrap_or_default() {
+                log::warn!("{broken}");
             }
-            Err(error) => return log::error!("orders cannot be looked up: {error}"),
+        }
+        let why = asked.err().map(|error| error.to_string());
+        metrics.ledger_away.set(i64::from(why.is_some()));
+        if why != said {
+            match &why {
+                Some(why) => log::warn!("orders cannot be looked up, nor shut sales opened: {why}"),
+                None => log::info!("the ledger answers"),
+            }
+            said = why;
         }
     }
 }
 
 /// Says which settings of the stock break the promise, once each: at the start, and when a failover
 /// or a new replica changes them.
-async fn watch_promises(stock: Arc<dyn Stock>) {
+async fn watch_stock(stock: Arc<dyn Stock>) {
     let mut looks = tokio::time::interval(LOOK_AT_SETTINGS_EVERY);
     let mut said = Vec::new();
     loop {

@@ -12,6 +12,7 @@ pub mod sqlite;
 mod contract;
 mod statements;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
@@ -45,6 +46,11 @@ pub trait Ledger: Record {
     /// when they are with any other. Nobody knows, where no such note is kept.
     async fn keys(&self, _mine: &str, _until: i64) -> Result<i64, LedgerError> {
         Ok(i64::MAX)
+    }
+
+    /// What the database is set to that does not keep the promise, each with its remedy.
+    async fn broken_promises(&self) -> Result<Vec<String>, LedgerError> {
+        Ok(Vec::new())
     }
 
     /// The sale recorded under `order`.
@@ -139,6 +145,43 @@ pub struct Batch {
     pub topic: String,
     /// One entry a partition, ascending.
     pub parts: Vec<Part>,
+}
+
+impl Batch {
+    /// How many messages it has.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.parts.iter().map(|part| part.messages.len()).sum()
+    }
+
+    /// Its first `count` messages.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Cow<'_, Self> {
+        if self.size() <= count {
+            return Cow::Borrowed(self);
+        }
+        let mut some = Self { topic: self.topic.clone(), parts: Vec::new() };
+        let mut left = count;
+        for part in &self.parts {
+            let messages = &part.messages[..left.min(part.messages.len())];
+            left -= messages.len();
+            if !messages.is_empty() || part.messages.is_empty() {
+                some.parts.push(Part { messages: messages.to_vec(), ..*part });
+            }
+        }
+        Cow::Owned(some)
+    }
+
+    /// Takes out what was posted up to these checkpoints.
+    pub fn posted(&mut self, checkpoints: &BTreeMap<i32, Checkpoint>) {
+        for part in &mut self.parts {
+            if let Some(to) = checkpoints.get(&part.partition) {
+                part.from = Some(to.next);
+                part.messages.retain(|message| message.offset >= to.next);
+            }
+        }
+        self.parts.retain(|part| !part.messages.is_empty() || part.upto > part.from);
+    }
 }
 
 /// Consecutive messages of one partition.
@@ -331,7 +374,7 @@ pub struct Faults {
 /// Why the ledger could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Not reachable, or busy (lock, deadlock): worth trying again.
+    /// Not reachable, busy, or refusing for now: worth trying again.
     #[error("the ledger is away: {0}")]
     Away(String),
     /// Somebody else posted this partition meanwhile: read the checkpoints again.
@@ -347,7 +390,7 @@ pub enum LedgerError {
     /// The journal is not the one these books were kept from: stop and say so.
     #[error("{0}")]
     Foreign(String),
-    /// A part of our own is broken (tables missing or of another shape, rights missing).
+    /// No waiting mends it (tables missing or of another shape, rights missing).
     #[error("the ledger cannot be used: {0}")]
     Broken(String),
 }

@@ -8,7 +8,7 @@ use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
 use actix_web::http::header::{self, ContentType};
 use actix_web::middleware::{DefaultHeaders, Next, from_fn};
 use actix_web::{App, Error, HttpResponse, web};
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 
 use crate::web::{Capacity, within_limits};
 
@@ -21,15 +21,22 @@ pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 struct Ops {
     registry: Registry,
+    /// What `/readyz` says, as a metric.
+    readiness: IntGauge,
     ready: Ready,
 }
 
 /// Serves them on `listener`; the server runs when it is awaited or spawned.
 ///
 /// # Errors
-/// When the listener cannot be used.
+/// When the listener cannot be used, or the registry has a metric of this name.
 pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io::Result<Server> {
-    let ops = web::Data::new(Ops { registry, ready });
+    let register = || -> prometheus::Result<IntGauge> {
+        let readiness = IntGauge::new("seckill_ready", "1 while /readyz answers 200")?;
+        registry.register(Box::new(readiness.clone())).map(|()| readiness)
+    };
+    let readiness = register().map_err(std::io::Error::other)?;
+    let ops = web::Data::new(Ops { registry, readiness, ready });
     crate::web::serve(listener, CAPACITY, move || {
         App::new()
             .app_data(ops.clone())
@@ -64,6 +71,7 @@ async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
 }
 
 async fn metrics(ops: web::Data<Ops>) -> HttpResponse {
+    ops.readiness.set(i64::from((ops.ready)().is_ok()));
     let encoder = TextEncoder::new();
     let mut text = Vec::new();
     match encoder.encode(&ops.registry.gather(), &mut text) {

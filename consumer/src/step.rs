@@ -20,6 +20,10 @@ use crate::reader::{Read, Reader, ReaderError};
 /// row each takes a statement of its own; these must be done within the time for an answer.
 pub const MAX_BATCH: usize = 2000;
 
+/// After a refusal batches grow by an eighth each time: back to the full size within seconds, and
+/// not by much beyond what a slow ledger can do.
+const GROWTH: usize = 8;
+
 /// How long a step waits for a message: also how soon a shutdown is noticed.
 const READ_WAIT: Duration = Duration::from_millis(500);
 
@@ -48,6 +52,8 @@ pub struct Consumer {
     unverified: BTreeMap<i32, Checkpoint>,
     /// Read and not posted yet.
     batch: Option<Batch>,
+    /// So many messages are posted at once: half of what was refused, then more with each success.
+    at_once: usize,
     backoff: Duration,
     reported: Option<Instant>,
     measured: Option<Instant>,
@@ -127,6 +133,7 @@ impl Consumer {
             checkpoints: BTreeMap::new(),
             unverified: BTreeMap::new(),
             batch: None,
+            at_once: MAX_BATCH,
             backoff: *BACKOFF.start(),
             reported: None,
             measured: None,
@@ -292,22 +299,32 @@ impl Consumer {
         ))
     }
 
-    /// Posts the batch in hand, which stays there while the ledger is away.
+    /// Posts the batch in hand, or its beginning. It stays there while the ledger is away, and is
+    /// posted by less: what was refused may have taken too long, or too much room.
     async fn post(&mut self) -> Result<Step, Trouble> {
-        let Some(batch) = &self.batch else {
+        let Some(batch) = &mut self.batch else {
             return Ok(Step::Quiet);
         };
         let began = Instant::now();
-        let post = async { (self.ledger.post(batch).await, began.elapsed()) };
+        let some = batch.first(self.at_once);
+        let size = some.size();
+        let post = async { (self.ledger.post(&some).await, began.elapsed()) };
         let due = self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY);
         // Kafka is asked meanwhile: behind what it fetches, the answer takes as long as a post.
         let extents = async { if due { Some(self.reader.extents().await) } else { None } };
         let ((posted, took), extents) = tokio::join!(biased; post, extents);
-        if !matches!(posted, Err(LedgerError::Away(_))) {
-            self.batch = None;
+        drop(some);
+        match &posted {
+            Ok(posted) => {
+                batch.posted(&posted.checkpoints);
+                self.at_once = (self.at_once + self.at_once / GROWTH + 1).min(MAX_BATCH);
+                self.checkpoints.extend(posted.checkpoints.clone());
+            }
+            Err(LedgerError::Away(_)) => self.at_once = (size / 2).max(1),
+            Err(_) => batch.parts.clear(),
         }
-        if let Ok(posted) = &posted {
-            self.checkpoints.extend(posted.checkpoints.clone());
+        if batch.parts.is_empty() {
+            self.batch = None;
         }
         if let Some(extents) = extents {
             self.show(extents);
@@ -332,7 +349,9 @@ impl Consumer {
         let until = Instant::now() + self.backoff;
         match self.reader.read(0, self.backoff).await.map_err(Trouble::from) {
             Ok(Read::Assigned(partitions)) => self.assign(partitions),
-            Ok(Read::Quiet | Read::Passed(_)) | Err(Trouble::Away(_) | Trouble::Moved) => sleep_until(until).await,
+            Ok(Read::Quiet | Read::Passed(_)) | Err(Trouble::Away(_) | Trouble::Moved) => {
+                sleep_until(until).await
+            }
             // Not asked for. They are not lost: it begins again where the ledger ends.
             Ok(Read::Messages(_)) => {
                 self.batch = None;

@@ -18,7 +18,7 @@ use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use support::kafka::{at, assigned, group_offset, messages, numbered, produce, set_group_offset};
+use support::kafka::{assigned, at, group_offset, messages, numbered, produce, set_group_offset};
 use support::{SOON, bytes, sale, serials, settings};
 use tokio::time::{Instant, timeout};
 

@@ -168,8 +168,10 @@ async fn servers_that_are_away_are_waited_for() {
 #[tokio::test]
 async fn a_broken_ledger_ends_it() {
     let database = Database::create().await;
-    let settings = settings(&server("SECKILL_KAFKA_BROKERS"));
-    let url = format!("{}_none", database.url);
-    let mut running = Running::start(&settings, &server("SECKILL_KAFKA_BROKERS"), &url);
+    let brokers = server("SECKILL_KAFKA_BROKERS");
+    let settings = settings(&brokers);
+    // A table of this name that is not ours.
+    database.inside("create table seckill (id int)").await;
+    let mut running = Running::start(&settings, &brokers, &database.url);
     assert_eq!(running.ended(SOON).code(), Some(1));
 }

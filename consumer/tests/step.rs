@@ -226,9 +226,49 @@ async fn while_the_ledger_is_away_the_batch_is_kept() {
     }
     // 0.1 + 0.2 + 0.4 + 0.8 + 1.6 + 2 + 2 + 2: it backs off, and not for ever.
     assert_eq!(began.elapsed(), Duration::from_millis(9100));
-    assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 3));
+    assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 1));
+    assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 2));
+    assert!(!stage.consumer.in_hand());
     assert!(matches!(stage.step().await, Step::Posted(posted) if posted.new == 1));
     assert!(!stage.consumer.in_hand());
+}
+
+/// Refused in passing, a batch may have been too much: half of it is tried, down to one message.
+/// Then it grows again, over all partitions, and leaves none out.
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_is_posted_by_less() {
+    let both = BTreeMap::from([0, 1].map(|partition| {
+        (partition, (0..4).map(|offset| Message { offset, value: value(offset) }).collect())
+    }));
+    let mut stage = stage(vec![Read::Assigned(vec![0, 1]), Read::Messages(both), messages(0, 4..30)], &[]);
+    stage.step().await;
+    for _ in 0..4 {
+        stage.script.lock().expect("the script").answers.push_back(LedgerError::Away("too slow".into()));
+    }
+    for _ in 0..4 {
+        assert!(matches!(stage.step().await, Step::Away(_)));
+    }
+    while stage.consumer.in_hand() {
+        assert!(matches!(stage.step().await, Step::Posted(_)));
+    }
+    let sizes = |posts: &[Vec<Posting>]| -> Vec<usize> {
+        posts.iter().map(|parts| parts.iter().map(|(.., offsets)| offsets.len()).sum()).collect()
+    };
+    let posts = stage.posts();
+    assert_eq!(sizes(&posts), [8, 4, 2, 1, 1, 2, 3, 2]);
+    let at = |partition, from, offsets: &[i64]| (partition, from, offsets.to_vec());
+    assert_eq!(
+        posts[4..],
+        [
+            vec![at(0, None, &[0])],
+            vec![at(0, Some(1), &[1, 2])],
+            vec![at(0, Some(3), &[3]), at(1, None, &[0, 1])],
+            vec![at(1, Some(2), &[2, 3])]
+        ]
+    );
+    while !matches!(stage.step().await, Step::Quiet) {}
+    assert_eq!(sizes(&stage.posts()[8..]), [5, 6, 7, 8], "it grows with each success");
+    assert_eq!(stage.script.lock().expect("the script").checkpoints[&0].next, 30);
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,6 +21,10 @@ pub struct Faults {
     pub ledger_away: u64,
     pub ledger_answer_lost: u64,
     pub ledger_moved: u64,
+    /// Transactions that are refused half-way.
+    pub ledger_refuses: u64,
+    /// So many rows at once, always; more take too long.
+    pub ledger_takes: Option<u64>,
     // How many of each happen in a run.
     pub crashes: u64,
     pub consumer_crashes: u64,
@@ -100,6 +104,10 @@ impl Faults {
             faults.cuts = chance.between(0, 2);
             faults.topics_made_anew = u64::from(faults.cuts == 0);
         }
+        if chance.in_thousand(300) {
+            faults.ledger_refuses = chance.between(1, 100);
+        }
+        faults.ledger_takes = chance.in_thousand(300).then(|| chance.between(1, 20));
         faults
     }
 }
@@ -143,6 +151,8 @@ pub enum Mutation {
     SkipLookUpWhenSoldOut,
     /// The script writes, then finds that it cannot go on.
     WriteBeforeChecks,
+    /// What the ledger refuses for now is left out.
+    SkipRefused,
     /// The reader begins at the group's offset, not at the ledger's.
     SeekToGroup,
     /// A take whose answer was lost is sent again.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use consumer::ledger::post::{Standing, Tables, Written};
 use consumer::ledger::row::Row;
-use consumer::ledger::{Account, Checkpoint, LedgerError, Message, SaleRecord};
+use consumer::ledger::{Account, Batch, Checkpoint, LedgerError, Message, Posted, SaleRecord, fingerprint};
 use consumer::sale::Sale;
 use uuid::Uuid;
 
@@ -26,6 +26,16 @@ pub struct Books {
     pub archived: BTreeSet<(String, Uuid)>,
     /// A mutation: terms are not read when posting.
     pub no_fence: bool,
+    /// Of the transaction under way.
+    pub patience: Patience,
+}
+
+/// What a transaction may still ask before it is refused for now; `None`: all it likes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    pub calls: Option<u64>,
+    /// More rows at once take too long.
+    pub rows: Option<u64>,
 }
 
 /// A row of `seckill`.
@@ -37,6 +47,30 @@ pub struct Recorded {
 }
 
 impl Books {
+    /// A statement of a transaction.
+    fn asked(&mut self, rows: usize) -> Result<(), LedgerError> {
+        let refused = |why: &str| LedgerError::Away(why.to_owned());
+        if let Some(calls) = &mut self.patience.calls {
+            *calls = calls.checked_sub(1).ok_or_else(|| refused("refused for now"))?;
+        }
+        if let Some(left) = &mut self.patience.rows {
+            *left = left.checked_sub(rows as u64).ok_or_else(|| refused("it takes too long"))?;
+        }
+        Ok(())
+    }
+
+    /// A mutation: what was refused is taken for posted.
+    pub fn skip(&mut self, batch: &Batch) -> Posted {
+        let mut posted = Posted::default();
+        for part in &batch.parts {
+            let last = part.messages.last().expect("no part is empty");
+            let to = Checkpoint { next: last.offset + 1, fingerprint: fingerprint(&last.value) };
+            self.checkpoints.insert(part.partition, to.clone());
+            posted.checkpoints.insert(part.partition, to);
+        }
+        posted
+    }
+
     pub fn begin_sale(&mut self, item: &str, epoch: Uuid, units: u64) {
         self.terms.entry((item.to_owned(), epoch)).or_insert((0, units));
     }
@@ -154,6 +188,7 @@ impl Books {
 #[async_trait]
 impl Tables for Books {
     async fn lock(&mut self, _topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError> {
+        self.asked(0)?;
         Ok(self.checkpoints.get(&partition).cloned())
     }
 
@@ -164,6 +199,7 @@ impl Tables for Books {
         to: &Checkpoint,
         known: bool,
     ) -> Result<Written, LedgerError> {
+        self.asked(0)?;
         if !known && self.checkpoints.contains_key(&partition) {
             return Ok(Written::Taken);
         }
@@ -179,6 +215,7 @@ impl Tables for Books {
     }
 
     async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError> {
+        self.asked(rows.len())?;
         let before = self.clone();
         for row in rows {
             let sale = &row.sale;
@@ -201,6 +238,7 @@ impl Tables for Books {
     }
 
     async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError> {
+        self.asked(0)?;
         let mut found = BTreeSet::new();
         for row in rows {
             let sale = &row.sale;
@@ -218,6 +256,7 @@ impl Tables for Books {
     }
 
     async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError> {
+        self.asked(0)?;
         let place = (row.partition, row.message.offset);
         if self.conflicts.contains_key(&place) {
             return Ok(Written::Taken);
@@ -233,6 +272,7 @@ impl Tables for Books {
         message: &Message,
         error: &str,
     ) -> Result<Written, LedgerError> {
+        self.asked(0)?;
         if self.dead_letters.contains_key(&(partition, message.offset)) {
             return Ok(Written::Taken);
         }

@@ -157,6 +157,7 @@ mutations! {
     the_message_does_not_name_the_attempt: ForgetAttempt, ["told another's order"];
     winners_are_not_looked_up_when_sold_out: SkipLookUpWhenSoldOut, ["a winner told no"];
     written_before_all_keys_are_checked: WriteBeforeChecks, ["told"];
+    what_the_ledger_refuses_is_left_out: SkipRefused, ["missing", "told and not", "an order", "no rest"];
     the_consumer_seeks_to_the_group: SeekToGroup, ["a consumer stops", "missing", "told and not", "no rest", "an order"];
     a_shut_sale_is_counted_at_once: CountAtOnce, ["told and not recorded"];
     success_is_told_late: TellLate, ["told and not recorded"];

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
 use crate::check;
-use crate::faults::Mutation;
+use crate::faults::{Faults, Mutation};
 use crate::redis::Redis;
 use crate::servers::{Face, MAX_LAG, Member, Node, Sim, TOPIC};
 
@@ -772,7 +772,9 @@ impl Run {
     async fn heal(self: &Arc<Self>, items: &[Item]) -> Vec<String> {
         {
             let mut state = self.sim.state();
-            state.faults = Default::default();
+            // A ledger that is slow stays so.
+            let ledger_takes = state.faults.ledger_takes;
+            state.faults = Faults { ledger_takes, ..Faults::default() };
             state.journal_down_until = None;
             state.refusing_until = None;
         }

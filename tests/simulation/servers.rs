@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::chance::Chance;
 use crate::faults::{Faults, Mutation};
-use crate::ledger::Books;
+use crate::ledger::{Books, Patience};
 use crate::redis::{Life, Redis};
 
 pub const TOPIC: &str = "CAR_NUMBER";
@@ -811,7 +811,9 @@ impl Journal for Face {
     fn ready(&self) -> Result<(), String> {
         let mut state = self.0.sim.state();
         let now = Instant::now();
-        if state.refused.get(&self.0.name) == Some(&true) && self.0.sim.mutation != Some(Mutation::TakeAfterARefusal) {
+        if state.refused.get(&self.0.name) == Some(&true)
+            && self.0.sim.mutation != Some(Mutation::TakeAfterARefusal)
+        {
             // As the real one does: it offers what was refused once more, until that is taken.
             if state.refusing_until.is_none_or(|until| now > until + OFFER_EVERY) {
                 state.refused.insert(self.0.name.clone(), false);
@@ -879,7 +881,23 @@ impl Record for Face {
         if self.0.sim.state().of(|faults| faults.ledger_moved) {
             return Err(LedgerError::Moved { partition: 0, expected: None, found: None });
         }
-        let posted = self.0.book("post", async |books| post::post(books, batch).await).await;
+        let patience = {
+            let mut state = self.0.sim.state();
+            let refused = state.of(|faults| faults.ledger_refuses);
+            let calls = refused.then(|| state.chance.between(0, 6));
+            Patience { calls, rows: state.faults.ledger_takes }
+        };
+        let skips = self.0.sim.mutation == Some(Mutation::SkipRefused);
+        let work = async |books: &mut Books| {
+            books.patience = patience;
+            let posted = post::post(books, batch).await;
+            books.patience = Patience::default();
+            match posted {
+                Err(LedgerError::Away(_)) if skips => Ok(books.skip(batch)),
+                posted => posted,
+            }
+        };
+        let posted = self.0.book("post", work).await;
         {
             let state = &mut *self.0.sim.state();
             for (sale, _) in state.books.conflicts.values().filter(|(_, reason)| reason != "late") {
@@ -1104,7 +1122,14 @@ impl Member {
         let id = state.group.next;
         state.group.members.push(id);
         state.group.rebalance();
-        Self { node: Arc::clone(node), id, generation: 0, mine: Vec::new(), at: BTreeMap::new(), passed: BTreeMap::new() }
+        Self {
+            node: Arc::clone(node),
+            id,
+            generation: 0,
+            mine: Vec::new(),
+            at: BTreeMap::new(),
+            passed: BTreeMap::new(),
+        }
     }
 
     pub fn id(&self) -> u64 {
@@ -1148,7 +1173,9 @@ impl Reader for Member {
                 let (mut read, mut passed) = (BTreeMap::new(), std::mem::take(&mut self.passed));
                 for (partition, at) in &mut self.at {
                     let log = &state.log[*partition as usize];
-                    if (*at < log.start || *at > log.end()) && self.node.sim.mutation != Some(Mutation::SkipTheHead) {
+                    if (*at < log.start || *at > log.end())
+                        && self.node.sim.mutation != Some(Mutation::SkipTheHead)
+                    {
                         return Err(ReaderError::Foreign(format!("offset {at} is not in the log")));
                     }
                     let (messages, next) = log.read(*at, max);

@@ -20,7 +20,8 @@ fn at(node: &Node, order: &str) -> String {
 /// An id of so many seconds ago, as anybody can make one.
 fn made_up(ago: u64) -> Uuid {
     let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
-    Builder::from_unix_timestamp_millis(now - ago * 1000, Uuid::now_v7().as_bytes()[6..].try_into().unwrap()).into_uuid()
+    Builder::from_unix_timestamp_millis(now - ago * 1000, Uuid::now_v7().as_bytes()[6..].try_into().unwrap())
+        .into_uuid()
 }
 
 fn key_file(folder: &std::path::Path, hex: &str) -> String {
@@ -40,13 +41,17 @@ async fn on_servers_they_are_told_from_ours_without_a_question() {
     one.reaches("open", SOON).await;
     let bought = buy(&client(), &one.buy_url(), None).await;
     let order = bought.order.clone().unwrap();
-    until("the other node finds it", SOON, async || get(&at(&two, &order)).await.1["status"] == "recorded").await;
+    until("the other node finds it", SOON, async || get(&at(&two, &order)).await.1["status"] == "recorded")
+        .await;
     // Once it is known that nobody makes them without the key, nobody is asked: not even a young one.
     until("it is known", SOON, async || get(&at(&two, &made_up(1).to_string())).await.0 == 404).await;
     let asked = async || -> u64 {
         let text: String = servers.redis(&["INFO", "commandstats"]).await;
         let lines = text.lines().filter(|line| !line.contains("_info:"));
-        lines.filter(|line| line.contains("hgetall") || line.contains("hkeys") || line.contains("scan")).filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok()).sum()
+        lines
+            .filter(|line| line.contains("hgetall") || line.contains("hkeys") || line.contains("scan"))
+            .filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok())
+            .sum()
     };
     let before = asked().await;
     for number in 0..200 {

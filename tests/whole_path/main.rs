@@ -10,11 +10,12 @@
 mod books;
 mod breaks;
 mod buyers;
+mod database;
 mod embedded;
 mod faults;
 mod goes_back;
-mod input;
 mod in_place;
+mod input;
 mod limits;
 mod listeners;
 mod load;

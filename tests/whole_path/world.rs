@@ -70,7 +70,7 @@ pub struct Servers {
 /// The value of a variable of `scripts/servers env`.
 pub fn shared(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("{variable} is not set: run `scripts/servers up` and `eval \"$(scripts/servers env)\"`, or scripts/test")
+        panic!("{variable} is not set: run `scripts/servers up --with-mysql` and `eval \"$(scripts/servers env)\"`, or scripts/test")
     })
 }
 
@@ -84,10 +84,15 @@ impl Servers {
 
     /// All but the servers themselves.
     pub fn prepare() -> Self {
+        Self::prepare_on("SECKILL_DATABASE_URL")
+    }
+
+    /// With a database on the server that this variable names.
+    pub fn prepare_on(variable: &str) -> Self {
         let name = Uuid::now_v7().simple().to_string();
         let folder = TempDir::new().unwrap();
         let redis_port = free_port();
-        let database = shared("SECKILL_DATABASE_URL");
+        let database = shared(variable);
         let (server, _) = database.rsplit_once('/').unwrap();
         let set = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let topic = format!("test-{name}");

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -46,26 +46,41 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 /// Making tables may wait for another program that makes them.
 const MIGRATE_WITHIN: Duration = Duration::from_secs(60);
 
-/// After a violation the row in the way can be seen, whenever it was committed.
-const ISOLATION: &str = "set session transaction isolation level read committed";
-
+/// What every question begins with: so it is seen whether the connection lives.
+///
+/// Read committed: after a violation the row in the way can be seen, whenever it was committed.
 /// Strict: a value that does not fit is refused, never cut to fit. A lock is waited for less
 /// long than an answer. A program that is frozen in the middle of a transaction holds its locks no
 /// longer than 10 s (the default is 8 hours): then the server ends the connection, and whoever has
 /// its partitions now can post.
-const SESSION: &str = "set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
+const SESSION: &str = "set session transaction isolation level read committed; \
+     set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
      innodb_lock_wait_timeout = 5, wait_timeout = 10";
 
-/// Idle connections are given up before the server does it.
+/// It takes a millisecond. One that is silent for so long is dead, or its server is.
+const ALIVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Idle connections are given up before the server does it, or something in between.
 const IDLE_WITHIN: Duration = Duration::from_secs(5);
 
+/// A connection in use is made anew after this: the name may be another server's by now.
+const LIVES: Duration = Duration::from_secs(5 * 60);
+
+/// The least packet (`max_allowed_packet`) that takes every statement of ours: the smallest default
+/// that MySQL or MariaDB ever had. `MAX_BYTES` and `MAX_MESSAGE_BYTES` keep below it.
+const LEAST_PACKET: u64 = 1024 * 1024;
+
+const SILENT: &str = "no answer from the database in time";
+
 // MariaDB knows no `for share`.
-statements!(Statements, MySql, failure, MAX_ROWS, " for update", " lock in share mode");
+statements!(Statements, MySql, failure, words, MAX_ROWS, " for update", " lock in share mode");
 
 /// The books in MySQL or MariaDB.
 #[derive(Debug, Clone)]
 pub struct MySqlLedger {
     pool: MySqlPool,
+    /// Connections made before are not used again.
+    anew: Arc<Mutex<Option<Instant>>>,
     /// See [`Statements::disputed`].
     settled: Arc<AtomicI64>,
 }
@@ -89,19 +104,22 @@ impl MySqlLedger {
         if options.get_database().is_none_or(str::is_empty) {
             return Err(wrong());
         }
+        let anew = Arc::new(Mutex::new(None));
+        let since = Arc::clone(&anew);
         let pool = MySqlPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_WITHIN)
             .idle_timeout(IDLE_WITHIN)
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    connection.execute(ISOLATION).await?;
-                    connection.execute(SESSION).await?;
-                    Ok(())
-                })
+            .max_lifetime(LIVES)
+            // Whether it lives is asked by `connection`, which does not wait long for it.
+            .test_before_acquire(false)
+            .before_acquire(move |_, is| {
+                let since: Option<Instant> = *since.lock().unwrap_or_else(PoisonError::into_inner);
+                let later = since.is_none_or(|since| is.age < since.elapsed());
+                Box::pin(async move { Ok(later && is.idle_for < IDLE_WITHIN) })
             })
             .connect_lazy_with(options.disable_statement_logging());
-        Ok(Self { pool, settled: Arc::new(AtomicI64::new(0)) })
+        Ok(Self { pool, anew, settled: Arc::new(AtomicI64::new(0)) })
     }
 
     /// Ends the connections in an orderly way.
@@ -109,22 +127,54 @@ impl MySqlLedger {
         self.pool.close().await;
     }
 
+    /// A connection that lives and has our [`SESSION`]. Until there is one nothing is for good:
+    /// user, rights and database may be made later.
     async fn connection(&self) -> Result<PoolConnection<MySql>, LedgerError> {
-        self.pool.acquire().await.map_err(failed)
-    }
-}
-
-/// Gives the connection back, unless its answer is still to come.
-fn done<T>(
-    connection: PoolConnection<MySql>,
-    answer: Result<Result<T, LedgerError>, Elapsed>,
-) -> Result<T, LedgerError> {
-    match answer {
-        Ok(answer) => answer,
-        Err(_) => {
-            drop(connection.detach());
-            Err(LedgerError::Away("no answer from the database in time".to_owned()))
+        let mut why = String::new();
+        // One that is found dead takes those of its time with it, so the second is new.
+        for _ in 0..2 {
+            let mut connection = match self.pool.acquire().await {
+                Ok(connection) => connection,
+                Err(sqlx::Error::PoolTimedOut) => return Err(LedgerError::Away(self.why_not().await)),
+                Err(error) => return Err(LedgerError::Away(words(&error))),
+            };
+            why = match timeout(ALIVE_WITHIN, connection.execute(SESSION)).await {
+                Ok(Ok(_)) => return Ok(connection),
+                Ok(Err(error)) => words(&error),
+                Err(_) => SILENT.to_owned(),
+            };
+            self.discard(connection);
         }
+        Err(LedgerError::Away(why))
+    }
+
+    /// Why there is no connection: the pool keeps to itself what it heard.
+    async fn why_not(&self) -> String {
+        let options = self.pool.connect_options();
+        match timeout(ALIVE_WITHIN, options.connect()).await {
+            Ok(Err(error)) => words(&error),
+            Ok(Ok(_)) | Err(_) => "no connection to the database in time".to_owned(),
+        }
+    }
+
+    /// Throws a connection away, and with it all that were made before now. The next are made by
+    /// name: what one server refuses (read only after a failover) another may take.
+    fn discard(&self, connection: PoolConnection<MySql>) {
+        drop(connection.detach());
+        *self.anew.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Gives the connection back, unless its answer is still to come or was a refusal in passing.
+    fn done<T>(
+        &self,
+        connection: PoolConnection<MySql>,
+        answer: Result<Result<T, LedgerError>, Elapsed>,
+    ) -> Result<T, LedgerError> {
+        let answer = answer.unwrap_or_else(|_| Err(LedgerError::Away(SILENT.to_owned())));
+        if matches!(answer, Err(LedgerError::Away(_))) {
+            self.discard(connection);
+        }
+        answer
     }
 }
 
@@ -133,7 +183,7 @@ macro_rules! asked {
     ($self:ident, $question:ident($($argument:expr),*)) => {{
         let mut connection = $self.connection().await?;
         let answer = timeout(ANSWER_WITHIN, Statements(&mut connection).$question($($argument),*)).await;
-        done(connection, answer)
+        $self.done(connection, answer)
     }};
 }
 
@@ -156,7 +206,7 @@ impl Record for MySqlLedger {
             posted.and_then(|posted| ended.map(|()| posted).map_err(failed))
         })
         .await;
-        done(connection, answer)
+        self.done(connection, answer)
     }
 }
 
@@ -171,7 +221,11 @@ impl Ledger for MySqlLedger {
             connection.close().await.map_err(failed)
         })
         .await
-        .map_err(|_| LedgerError::Away("no answer from the database in time".to_owned()))?
+        .map_err(|_| LedgerError::Away(SILENT.to_owned()))?
+    }
+
+    async fn broken_promises(&self) -> Result<Vec<String>, LedgerError> {
+        asked!(self, broken_promises())
     }
 
     async fn keys(&self, mine: &str, until: i64) -> Result<i64, LedgerError> {
@@ -281,11 +335,12 @@ async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError
     if migrated(connection).await? {
         return Ok(());
     }
-    let locked: Option<i64> = sqlx::query_scalar("select get_lock(concat('seckill-', md5(database())), ?)")
-        .bind(MIGRATE_WITHIN.as_secs())
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(failed)?;
+    let locked: Option<i64> =
+        sqlx::query_scalar("select get_lock(concat('seckill-', left(sha2(database(), 256), 32)), ?)")
+            .bind(MIGRATE_WITHIN.as_secs())
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(failed)?;
     if locked != Some(1) {
         return Err(LedgerError::Away("somebody else is making the tables".to_owned()));
     }
@@ -348,33 +403,59 @@ const NO_SUCH_TABLE: u16 = 1146;
 /// Access denied, to a database, a table, a column, or for want of a privilege.
 const DENIED: [u16; 4] = [1044, 1142, 1143, 1227];
 
-/// Errors that pass: too many connections, shutting down, killed, lock wait, deadlock, no room,
-/// read-only after a failover, and the time limits that a server sets itself.
-const PASSING: [u16; 26] = [
-    1015, 1021, 1040, 1041, 1047, 1053, 1077, 1079, 1114, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203,
-    1205, 1206, 1213, 1290, 1317, 1792, 1836, 1927, 4031,
+/// Errors that no waiting mends, once there is a connection: somebody must change the tables, the
+/// rights or the server, and start again. Whatever is not among them passes, also what nobody has
+/// heard of: the journal keeps what was sold.
+const FOR_GOOD: [u16; 31] = [
+    // A right is missing, also to a function.
+    1044, 1142, 1143, 1227, 1370, //
+    // A column, a table or a function is missing; what has the table's name is none, or a view.
+    1054, 1109, 1146, 1305, 1288, 1347, 1348, 1356, 1471, //
+    // A column of somebody else's wants a value, computes one of ours, or refers to another table.
+    1364, 1906, 3105, 1216, 1452, //
+    // A statement, a key, a row, an engine, a character set that this server does not know.
+    1060, 1061, 1064, 1071, 1115, 1118, 1128, 1149, 1235, 1273, 1286, //
+    // Made by another engine than the transaction needs.
+    1785,
 ];
 
 /// Errors of a value: cut short, malformed, null, or against a check. Others have a SQLSTATE
 /// of class 22, data exception.
 const VALUE: [u16; 6] = [1048, 1265, 1300, 1366, 3819, 4025];
 
+/// What to do about a refusal, where the server's own words leave it open.
+const REMEDIES: [(u16, &str); 6] = [
+    (1044, "make the database, and grant this user all rights on it"),
+    (1045, "after a change of the password start again with the new one"),
+    (1049, "make it with `create database`, or name another in SECKILL_DATABASE_URL"),
+    (1153, "set max_allowed_packet to 1M or more"),
+    (1461, "raise max_prepared_stmt_count"),
+    (1665, "set binlog_format to ROW or MIXED"),
+];
+
 fn number(error: &sqlx::Error) -> Option<u16> {
     let database = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
     Some(database.number())
 }
 
+/// The server's words, with what to do.
+fn words(error: &sqlx::Error) -> String {
+    let remedy = REMEDIES.iter().find(|(known, _)| number(error) == Some(*known));
+    remedy.map_or_else(|| error.to_string(), |(_, remedy)| format!("{error}; {remedy}"))
+}
+
 fn failure(error: &sqlx::Error) -> Failure {
     let Some(database) = error.as_database_error() else {
         return match error {
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed
-            | sqlx::Error::BeginFailed => Failure::Away,
-            _ => Failure::Broken,
+            // What came is not what was asked for.
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::Encode(_)
+            | sqlx::Error::RowNotFound
+            | sqlx::Error::TypeNotFound { .. } => Failure::Broken,
+            _ => Failure::Away,
         };
     };
     if database.is_unique_violation() {
@@ -382,11 +463,94 @@ fn failure(error: &sqlx::Error) -> Failure {
     }
     let number = number(error).unwrap_or_default();
     let data_exception = database.code().is_some_and(|state| state.starts_with("22"));
-    if PASSING.contains(&number) {
-        Failure::Away
+    if FOR_GOOD.contains(&number) {
+        Failure::Broken
     } else if data_exception || VALUE.contains(&number) {
         Failure::Refused
     } else {
-        Failure::Broken
+        Failure::Away
+    }
+}
+
+impl Statements<'_> {
+    /// What the server is set to that does not keep the promise, or will refuse what we send.
+    async fn broken_promises(&mut self) -> Result<Vec<String>, LedgerError> {
+        let rows = self.0.fetch_all("show global variables").await.map_err(failed)?;
+        let mut set = BTreeMap::new();
+        for row in &rows {
+            let text = |column| row.try_get::<String, _>(column).map_err(failed);
+            set.insert(text(0)?.to_lowercase(), text(1)?.to_uppercase());
+        }
+        Ok(broken_promises(|name| set.get(name).map(String::as_str)))
+    }
+}
+
+/// What of a server's variables does not keep the promise; one that it does not have breaks nothing.
+fn broken_promises<'v>(value: impl Fn(&str) -> Option<&'v str>) -> Vec<String> {
+    let lost = "a recorded sale can be lost with its offset when the server's machine fails";
+    let logs = value("log_bin") == Some("ON");
+    let mut broken = Vec::new();
+    let mut must = |name: &str, ask: bool, good: &dyn Fn(&str) -> bool, why: &str, remedy: &str| {
+        if let Some(value) = value(name).filter(|value| ask && !good(value)) {
+            broken.push(format!("the database has {name}={value}: {why}; set {name}={remedy}"));
+        }
+    };
+    // 3 is MariaDB's, and flushes more often than 1.
+    must("innodb_flush_log_at_trx_commit", true, &|value| ["1", "3"].contains(&value), lost, "1");
+    must("sync_binlog", logs, &|value| value == "1", lost, "1");
+    let torn = "a page half written when the machine fails cannot be mended";
+    let whole = |value: &str| !["OFF", "0", "DETECT_ONLY"].contains(&value);
+    must("innodb_doublewrite", true, &whole, torn, "ON (unless the file system writes pages whole)");
+    let flushed = |value: &str| !["NOSYNC", "LITTLESYNC"].contains(&value);
+    must("innodb_flush_method", true, &flushed, lost, "O_DIRECT");
+    let refused = "it refuses to record anything (error 1665)";
+    must("binlog_format", logs, &|value| value != "STATEMENT", refused, "ROW");
+    let enough = |value: &str| value.parse().is_ok_and(|bytes: u64| bytes >= LEAST_PACKET);
+    must("max_allowed_packet", true, &enough, "it may refuse a batch (error 1153)", "1M or more");
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a server is set to, and the names of those that break the promise then.
+    fn broken(set: &[(&str, &str)]) -> Vec<String> {
+        let broken =
+            broken_promises(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| *value));
+        broken.iter().map(|broken| broken.split([' ', '=']).nth(3).unwrap_or_default().to_owned()).collect()
+    }
+
+    #[test]
+    fn what_does_not_keep_the_promise_is_named() {
+        let safe = [
+            ("innodb_flush_log_at_trx_commit", "1"),
+            ("innodb_doublewrite", "ON"),
+            ("log_bin", "ON"),
+            ("sync_binlog", "1"),
+            ("binlog_format", "ROW"),
+            ("max_allowed_packet", "1048576"),
+            ("innodb_flush_method", "FSYNC"),
+        ];
+        assert_eq!(broken(&safe), [""; 0]);
+        assert_eq!(broken(&[]), [""; 0], "a server that does not have them");
+        for (name, value) in [
+            ("innodb_flush_log_at_trx_commit", "0"),
+            ("innodb_flush_log_at_trx_commit", "2"),
+            ("innodb_doublewrite", "OFF"),
+            ("innodb_doublewrite", "DETECT_ONLY"),
+            ("sync_binlog", "0"),
+            ("sync_binlog", "100"),
+            ("binlog_format", "STATEMENT"),
+            ("max_allowed_packet", "65536"),
+            ("innodb_flush_method", "NOSYNC"),
+        ] {
+            let set: Vec<_> =
+                safe.iter().map(|known| if known.0 == name { (name, value) } else { *known }).collect();
+            assert_eq!(broken(&set), [name], "{value}");
+        }
+        let without_binlog = [("log_bin", "OFF"), ("sync_binlog", "0"), ("binlog_format", "STATEMENT")];
+        assert_eq!(broken(&without_binlog), [""; 0]);
+        assert_eq!(broken(&[("innodb_flush_log_at_trx_commit", "3")]), [""; 0], "MariaDB's, and safer");
     }
 }

@@ -15,9 +15,10 @@ use crate::sale::Sale;
 /// than inserting; any other, each time with another text, is prepared every time.
 pub(super) const MAX_ROWS: usize = 500;
 
-/// Bytes of messages in one insert, unless it is a single one: a quarter of the smallest default
-/// packet (`max_allowed_packet`, 16 MiB).
-const MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Bytes of messages in one insert: with what stands beside them in a row, twice this and 310 bytes
+/// a row at most, it stays below 1 MiB, the least packet that a database may take. Sales do not
+/// come near it: 500 of them are 150 KiB.
+const MAX_BYTES: usize = 256 * 1024;
 
 /// How often rows of other transactions may get in the way of one insert. Each time the ones
 /// that did are found, so twice is rare already.

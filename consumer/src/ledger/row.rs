@@ -1,5 +1,7 @@
 //! A message as the row it becomes, or why it cannot become one.
 
+use std::ops::RangeInclusive;
+
 use jiff::Timestamp;
 use jiff::fmt::temporal::DateTimePrinter;
 use jiff::tz::TimeZone;
@@ -8,11 +10,17 @@ use super::{Message, Part};
 use crate::sale::Sale;
 
 /// The longest message that is kept whole. Far above any sale, which takes 300 bytes, and far
-/// below what either database takes in one packet (16 MiB): no message can block the rest.
-pub(super) const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
+/// below the least packet that a database may take (1 MiB): no message can block the rest.
+pub(super) const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
 /// The longest name of an item, as the tables have it.
 const MAX_ITEM_BYTES: usize = 32;
+
+/// The longest name of an attempt or a buyer, as the tables have it.
+const MAX_NAME_CHARS: usize = 128;
+
+/// The years that a `datetime` can hold.
+const YEARS: RangeInclusive<i16> = 1000..=9999;
 
 /// One row of `seckill`, or of `seckill_conflict`.
 #[derive(Debug)]
@@ -47,6 +55,15 @@ impl<'a> Row<'a> {
         let sale = Sale::from_json(&message.value).map_err(|error| error.to_string())?;
         if !is_item(&sale.item) {
             return Err("item is not 1 to 32 of a-z, 0-9, '-'".to_owned());
+        }
+        for (member, name) in [("attempt", &sale.attempt), ("buyer", &sale.buyer)] {
+            let length = name.as_ref().map_or(0, |name| name.chars().count());
+            if length > MAX_NAME_CHARS {
+                return Err(format!("{member} has {length} characters, more than {MAX_NAME_CHARS}"));
+            }
+        }
+        if !YEARS.contains(&TimeZone::UTC.to_datetime(sale.sold_at).year()) {
+            return Err(format!("soldAt {} is beyond every year of a sale", sale.sold_at));
         }
         Ok(Self {
             topic,

@@ -26,7 +26,7 @@ use crate::sale::Sale;
 use crate::sqlite::{SqliteFile, Synchronous};
 
 // A transaction that will write begins by taking the file's only write lock.
-statements!(Statements, Sqlite, failure, BATCH, "", "");
+statements!(Statements, Sqlite, failure, ToString::to_string, BATCH, "", "");
 
 /// The books in the embedded world's file.
 #[derive(Debug)]
@@ -238,9 +238,11 @@ impl Ledger for SqliteLedger {
     }
 }
 
-/// Primary result codes that pass: `SQLITE_BUSY`, `SQLITE_LOCKED`, `SQLITE_IOERR` (a limit or a disk
-/// that somebody can mend, while the journal keeps what was sold), `SQLITE_FULL`.
-const PASSING: [u32; 4] = [5, 6, 10, 13];
+/// Primary result codes that no waiting mends: `SQLITE_ERROR` (a table or a column is missing),
+/// `SQLITE_READONLY`, `SQLITE_CORRUPT`, `SQLITE_CONSTRAINT` (of somebody else's making),
+/// `SQLITE_MISUSE`, `SQLITE_AUTH`, `SQLITE_RANGE`, `SQLITE_NOTADB`. Whatever is not among them passes:
+/// a lock, a limit or a disk that somebody can mend, while the journal keeps what was sold.
+const FOR_GOOD: [u32; 8] = [1, 8, 11, 19, 21, 23, 25, 26];
 
 /// Of a value: `SQLITE_TOOBIG`, `SQLITE_MISMATCH`, and (extended) of a check, a null, a type.
 const VALUE: [u32; 2] = [18, 20];
@@ -256,11 +258,11 @@ fn failure(error: &sqlx::Error) -> Failure {
     }
     let code: u32 = database.code().and_then(|code| code.parse().ok()).unwrap_or_default();
     let primary = code & 0xff;
-    if PASSING.contains(&primary) {
-        Failure::Away
-    } else if VALUE.contains(&primary) || VALUE_EXTENDED.contains(&code) {
+    if VALUE.contains(&primary) || VALUE_EXTENDED.contains(&code) {
         Failure::Refused
-    } else {
+    } else if FOR_GOOD.contains(&primary) {
         Failure::Broken
+    } else {
+        Failure::Away
     }
 }

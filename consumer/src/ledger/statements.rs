@@ -19,10 +19,10 @@ macro_rules! select_sale {
 }
 
 /// Defines `$name`, the statements on a connection to `$database`. `$failed` says what an error
-/// means, an insert of `$usual` rows is prepared once, `$lock` is what makes a select lock its row,
+/// means, `$words` what is said of one that passes, an insert of `$usual` rows is prepared once, `$lock` is what makes a select lock its row,
 /// `$share` the same for all who only read.
 macro_rules! statements {
-    ($name:ident, $database:ty, $failed:path, $usual:path, $lock:literal, $share:literal) => {
+    ($name:ident, $database:ty, $failed:path, $words:path, $usual:path, $lock:literal, $share:literal) => {
         /// The ledger's statements on one connection, in a transaction or not.
         pub(super) struct $name<'c>(pub(super) &'c mut <$database as sqlx::Database>::Connection);
 
@@ -602,14 +602,11 @@ macro_rules! statements {
             }
         }
 
-        /// An error that no insert can answer for: away, or broken.
+        /// An error that no insert can answer for: it passes, or does not.
         fn failed(error: sqlx::Error) -> LedgerError {
             match $failed(&error) {
-                Failure::Away => LedgerError::Away(match error {
-                    sqlx::Error::PoolTimedOut => "no connection to the database in time".to_owned(),
-                    other => other.to_string(),
-                }),
-                Failure::Taken | Failure::Refused | Failure::Broken => LedgerError::Broken(broken(&error)),
+                Failure::Broken => LedgerError::Broken(broken(&error)),
+                Failure::Away | Failure::Taken | Failure::Refused => LedgerError::Away($words(&error)),
             }
         }
 
@@ -780,13 +777,13 @@ use super::{LedgerError, SaleRecord};
 /// What an error of the database means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// Not reachable, or busy (lock, deadlock): worth trying again.
+    /// Not reachable, busy, refused for now: worth trying again.
     Away,
     /// A unique key is taken.
     Taken,
     /// A value is refused for its own sake.
     Refused,
-    /// A part of our own is broken.
+    /// No waiting mends it.
     Broken,
 }
 

@@ -19,7 +19,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// The address of a real server. Missing is a failure: a skipped test proves nothing.
 pub fn server(variable: &str) -> String {
     std::env::var(variable).unwrap_or_else(|_| {
-        panic!("{variable} is not set; start the servers first: scripts/servers up && eval \"$(scripts/servers env)\"")
+        panic!("{variable} is not set; start the servers first: scripts/servers up --with-mysql && eval \"$(scripts/servers env)\"")
     })
 }
 
@@ -31,8 +31,14 @@ pub struct Database {
 }
 
 impl Database {
+    /// In MariaDB.
     pub async fn create() -> Self {
-        let address = server("SECKILL_DATABASE_URL");
+        Self::on("SECKILL_DATABASE_URL").await
+    }
+
+    /// On the server that this variable names.
+    pub async fn on(variable: &str) -> Self {
+        let address = server(variable);
         let (server, _) = address.rsplit_once('/').expect("an address with a database");
         let name = format!("seckill_test_{}", Uuid::now_v7().simple());
         let database = Self { url: format!("{server}/{name}"), server: server.to_owned(), name };
@@ -43,7 +49,7 @@ impl Database {
     /// Runs a statement outside of any ledger.
     pub async fn run(&self, statement: &str) {
         let mut connection =
-            MySqlConnection::connect(&format!("{}/", self.server)).await.expect("MariaDB is up");
+            MySqlConnection::connect(&format!("{}/", self.server)).await.expect("the database is up");
         sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
             .execute(&mut connection)
             .await
@@ -53,7 +59,7 @@ impl Database {
 
     /// Runs a statement inside this database.
     pub async fn inside(&self, statement: &str) {
-        let mut connection = MySqlConnection::connect(&self.url).await.expect("MariaDB is up");
+        let mut connection = MySqlConnection::connect(&self.url).await.expect("the database is up");
         sqlx::raw_sql(AssertSqlSafe(statement.to_owned()))
             .execute(&mut connection)
             .await
@@ -69,7 +75,7 @@ impl Drop for Database {
         let dropped = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(remove(&server, &name)).expect("MariaDB is up");
+            runtime.block_on(remove(&server, &name)).expect("the database is up");
         })
         .join();
         if dropped.is_err() && !std::thread::panicking() {
