@@ -1,17 +1,53 @@
-//! How long ago something was, also when the machine slept meanwhile.
+//! This machine's clocks: what time it is, and how long ago something was.
 //!
-//! The monotonic clock stands still while a machine is suspended, and the servers elsewhere go on:
-//! a node that wakes up would take for fresh what it heard before.
+//! What time it is, every machine says otherwise, and may say otherwise in the next moment: nothing
+//! is decided by it alone. How long ago something was the monotonic clock says; but it stands still
+//! while a machine is suspended, and the servers elsewhere go on: a node that wakes up would take
+//! for fresh what it heard before.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
+use uuid::{Builder, Uuid};
 
 /// The two clocks are read one after the other; a sleep is longer than what may lie between.
 const AWAKE_MS: u64 = 100;
+
+thread_local! {
+    /// How far the clock of the machine that is simulated on this thread is ahead, in milliseconds.
+    static AHEAD_MS: Cell<i64> = const { Cell::new(0) };
+}
+
+/// From now on the clock is ahead by so much, or behind: for simulated machines, on this thread.
+#[doc(hidden)]
+pub fn jump(ahead_ms: i64) {
+    AHEAD_MS.set(ahead_ms);
+}
+
+/// What time it is here.
+#[must_use]
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    now.checked_add(SignedDuration::from_millis(AHEAD_MS.get())).unwrap_or(now)
+}
+
+/// A new UUID v7: it begins with the time here.
+#[must_use]
+pub fn new_id() -> Uuid {
+    let id = Uuid::now_v7();
+    if AHEAD_MS.get() == 0 {
+        return id;
+    }
+    let mut random = [0; 10];
+    random.copy_from_slice(&id.as_bytes()[6..]);
+    let ms = u64::try_from(now().as_millisecond()).unwrap_or(0);
+    Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
+}
 
 /// The time since `at`; without end, if the machine has slept since.
 #[must_use]

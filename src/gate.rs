@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::clock::elapsed;
+use crate::clock::{elapsed, now};
 use crate::shop::{Purchase, State, View};
 
 /// How often a till refreshes its view: what an operator does shows on every node within 200 ms.
@@ -42,7 +41,7 @@ impl Window {
 /// This node's clock, in Unix milliseconds.
 #[must_use]
 pub fn now_ms() -> i64 {
-    Timestamp::now().as_millisecond()
+    now().as_millisecond()
 }
 
 /// What a node knows of an item, from the last reply of the stock.

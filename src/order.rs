@@ -13,6 +13,7 @@ use consumer::config::{ConfigError, Secret};
 use siphasher::sip::SipHasher24;
 use uuid::{Builder, Uuid};
 
+use crate::clock::new_id;
 use crate::gate::now_ms;
 use crate::till::DELIVERY_DEADLINE;
 
@@ -56,7 +57,7 @@ impl Ids {
     /// A new one.
     #[must_use]
     pub fn make(&self) -> Uuid {
-        let id = Uuid::now_v7();
+        let id = new_id();
         self.key.get().map_or(id, |key| {
             let mut bytes = id.into_bytes();
             let (made, check) = bytes.split_at_mut(16 - CHECK_BYTES);

@@ -13,6 +13,7 @@ use consumer::sale::Sale;
 use jiff::Timestamp;
 use uuid::{Builder, Uuid};
 
+use crate::clock::{new_id, now};
 use crate::item::Item;
 
 /// The units on sale, and the books of who took which.
@@ -137,14 +138,14 @@ pub const MAX_SETTLED: usize = 1000;
 /// Now, as exactly as messages and ledger keep it.
 #[must_use]
 pub fn moment() -> Timestamp {
-    let now = Timestamp::now();
+    let now = now();
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
 /// A name for a new sale: later than one that is known, whatever this machine's clock says.
 #[must_use]
 pub fn epoch_after(known: Option<Uuid>) -> Uuid {
-    let now = Uuid::now_v7();
+    let now = new_id();
     let Some(known) = known.filter(|known| *known >= now) else { return now };
     let mut random = [0; 10];
     random.copy_from_slice(&now.as_bytes()[6..]);

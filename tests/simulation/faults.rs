@@ -41,6 +41,8 @@ pub struct Faults {
     pub by_hand: u64,
     pub new_sales: u64,
     pub restores: u64,
+    /// How often the clocks of all machines jump, each by itself.
+    pub clocks: u64,
     /// Units that a node sold while the journal was away, and died.
     pub backlog: u64,
     pub journal_refuses: u64,
@@ -94,6 +96,9 @@ impl Faults {
         if chance.in_thousand(150) {
             faults.rewinds = chance.between(0, 2);
             faults.flushes = chance.between(0, 1);
+        }
+        if chance.in_thousand(300) {
+            faults.clocks = chance.between(1, 300);
         }
         // An outbox of thousands is slow also here.
         if chance.in_thousand(1) {

@@ -774,6 +774,7 @@ impl Run {
             let mut state = self.sim.state();
             // A ledger that is slow stays so.
             let ledger_takes = state.faults.ledger_takes;
+            seckill::clock::jump(0);
             state.faults = Faults { ledger_takes, ..Faults::default() };
             state.journal_down_until = None;
             state.refusing_until = None;

@@ -16,6 +16,7 @@ use consumer::ledger::{
 use consumer::progress::{Checkpoints, Extent, Extents, begin};
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
+use seckill::clock;
 use seckill::item::Item;
 use seckill::journal::{Delivery, Journal, Receipt};
 use seckill::stock::{
@@ -151,6 +152,9 @@ impl Group {
     }
 }
 
+const HOUR_MS: u64 = 3_600_000;
+const YEAR_MS: u64 = 365 * 24 * HOUR_MS;
+
 /// The servers, shared.
 pub struct Sim {
     state: Mutex<State>,
@@ -162,6 +166,7 @@ pub struct Sim {
 impl Sim {
     pub fn new(seed: u64, mutation: Option<Mutation>, tracing: bool) -> Arc<Self> {
         let mut chance = Chance::new(seed);
+        clock::jump(0);
         let faults = Faults::draw(&mut chance);
         let partitions = chance.between(1, 3) as usize;
         let redis = Redis::default();
@@ -215,8 +220,18 @@ impl Sim {
 
 impl State {
     pub fn of(&mut self, faults: impl FnOnce(&Faults) -> u64) -> bool {
+        self.clocks_jump();
         let times = faults(&self.faults);
         times > 0 && self.chance.in_thousand(times)
+    }
+
+    /// Whoever reads a clock next, on whatever machine, may read another time than the one before.
+    fn clocks_jump(&mut self) {
+        if self.faults.clocks > 0 && self.chance.in_thousand(self.faults.clocks) {
+            let furthest = [0, 20_000, HOUR_MS, YEAR_MS][self.chance.between(0, 3) as usize];
+            let ahead = self.chance.between(0, furthest) as i64;
+            clock::jump(if self.chance.in_thousand(500) { ahead } else { -ahead });
+        }
     }
 
     pub fn ms(&mut self, low: u64, high: u64) -> Duration {
