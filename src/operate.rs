@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use consumer::config::{Settings, failure, usage};
+use consumer::config::{Settings, failure, one_line_of, usage};
 use serde::Serialize;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -257,7 +257,7 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
         let Line { item, state, left, sold, seeded, outbox, error, .. } = line;
         text.push_str(&format!("\n{item:<32} {state:<12} {left:>10} {sold:>10} {seeded:>10} {outbox:>8}"));
         if let Some(error) = error {
-            text.push_str(&format!("  {error}"));
+            text.push_str(&format!("  {}", one_line_of(&error)));
         }
     }
     if let Some(trouble) = trouble {
@@ -398,7 +398,7 @@ fn in_words(audit: &Audit) -> String {
         text.push_str(&format!("{} sales are on their way into the ledger\n", audit.on_their_way));
     }
     for reason in &audit.reasons {
-        text.push_str(&format!("wrong: {reason}\n"));
+        text.push_str(&format!("wrong: {}\n", one_line_of(reason)));
     }
     text.push_str(if audit.balanced { "balanced" } else { "NOT balanced" });
     text

@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 
 use crate::gate::{Window, now_ms};
 use crate::http;
@@ -30,9 +31,13 @@ use crate::world::{Kind, Purpose, World};
 /// Connections that may wait to be accepted: a whole sale arrives in one second.
 const BACKLOG: i32 = 8192;
 
-/// How often a node notes that it makes orders with its key, and for how long it says so.
-const KEY_NOTED_EVERY: Duration = Duration::from_secs(10);
+/// How often a node notes that it makes orders with its key, and for how long it says so: longer
+/// than a ledger is usually away.
+const KEY_NOTED_EVERY: Duration = Duration::from_secs(1);
 const KEY_USED_FOR: Duration = Duration::from_secs(60);
+
+/// A start waits no longer for a ledger that does not answer.
+const KEY_NOTED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often the stock's settings are looked at.
 const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
@@ -148,7 +153,7 @@ async fn run(
     shop.close(CLOSE_WITHIN).await;
     world.journal.flush(FLUSH_WITHIN).await;
     let _ = stop.send(Stop::CaughtUp(CATCH_UP_WITHIN));
-    if recorded.take().is_none() && tokio::time::timeout(CATCH_UP_WITHIN, &mut recording).await.is_err() {
+    if recorded.take().is_none() && timeout(CATCH_UP_WITHIN, &mut recording).await.is_err() {
         log::warn!("stopped before the ledger had caught up; the next start goes on from there");
     }
     ops_handle.stop(false).await;
@@ -171,7 +176,12 @@ async fn background(
             let mut beside = JoinSet::new();
             beside.spawn(watch_stock(Arc::clone(&world.stock)));
             beside.spawn(watch_ledger(world.clone(), metrics));
-            beside.spawn(async move { note_key(shop.ids(), &world).await });
+            beside.spawn(async move {
+                loop {
+                    note_key(shop.ids(), &world).await;
+                    sleep(KEY_NOTED_EVERY).await;
+                }
+            });
             let ended = tokio::select! {
                 _ = stop => Ok(()),
                 _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
@@ -190,37 +200,39 @@ async fn background(
 
 /// Order ids get their check. A file has a key of its own; on servers the nodes must share one.
 async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), String> {
-    match (&world.kind, key) {
-        (Kind::Servers(_), Some(key)) => ids.check_with(key),
-        (Kind::Servers(_), None) => log::warn!(
-            "no SECKILL_KEY_FILE: every made-up order id that somebody asks for costs queries; see --help"
-        ),
-        (Kind::Embedded(file, _), key) => {
-            if key.is_some() {
-                log::warn!("SECKILL_KEY is for the servers world; here the file has a key of its own");
-            }
-            let hex = file.order_key().await.map_err(|error| error.to_string())?;
-            ids.check_with(Key::from_hex(&hex).ok_or("the file's order_key is not 32 hex digits")?);
-            // Nobody else makes orders in this file.
-            let others = world.ledger.keys(&ids.name(), now_ms()).await;
-            ids.all_checked_after(others.map_err(|error| error.to_string())?);
+    let Kind::Embedded(file, _) = &world.kind else {
+        match key {
+            Some(key) => ids.check_with(key),
+            None => log::warn!(
+                "no SECKILL_KEY_FILE: every made-up order id that somebody asks for costs queries; see --help"
+            ),
         }
+        // Whoever makes orders with another key hears of it before the first is sold here.
+        let noted = timeout(KEY_NOTED_WITHIN, note_key(ids, world)).await;
+        if noted.is_ok_and(|others| others.is_some_and(|others| others >= now_ms())) {
+            log::warn!("other nodes make orders with another key, or without: give all the same SECKILL_KEY_FILE");
+            sleep(KEY_NOTED_EVERY * 2).await;
+        }
+        return Ok(());
+    };
+    if key.is_some() {
+        log::warn!("SECKILL_KEY is for the servers world; here the file has a key of its own");
     }
+    let hex = file.order_key().await.map_err(|error| error.to_string())?;
+    ids.check_with(Key::from_hex(&hex).ok_or("the file's order_key is not 32 hex digits")?);
+    // Nobody else makes orders in this file.
+    let others = world.ledger.keys(&ids.name(), now_ms()).await;
+    ids.all_checked_after(others.map_err(|error| error.to_string())?);
     Ok(())
 }
 
-/// Keeps a note, shared by all nodes, of who makes orders with which key, or without.
-async fn note_key(ids: &Ids, world: &World) {
+/// Notes, for all nodes, with which key orders are made here, or that they are without; and takes
+/// in until when others do it otherwise. Without an answer what was known stays.
+async fn note_key(ids: &Ids, world: &World) -> Option<i64> {
     let used_for = i64::try_from(KEY_USED_FOR.as_millis()).unwrap_or_default();
-    let mut wait = tokio::time::interval(KEY_NOTED_EVERY);
-    wait.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        wait.tick().await;
-        // Without an answer what was known stays; the ledger is missed loudly elsewhere.
-        if let Ok(others) = world.ledger.keys(&ids.name(), now_ms() + used_for).await {
-            ids.all_checked_after(others);
-        }
-    }
+    let others = world.ledger.keys(&ids.name(), now_ms() + used_for).await.ok()?;
+    ids.all_checked_after(others);
+    Some(others)
 }
 
 /// Makes the ledger's tables when nobody has yet, and from then on watches whether it answers: it
