@@ -210,7 +210,9 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
         // Whoever makes orders with another key hears of it before the first is sold here.
         let noted = timeout(KEY_NOTED_WITHIN, note_key(ids, world)).await;
         if noted.is_ok_and(|others| others.is_some_and(|others| others >= now_ms())) {
-            log::warn!("other nodes make orders with another key, or without: give all the same SECKILL_KEY_FILE");
+            log::warn!(
+                "other nodes make orders with another key, or without: give all the same SECKILL_KEY_FILE"
+            );
             sleep(KEY_NOTED_EVERY * 2).await;
         }
         return Ok(());

@@ -217,8 +217,8 @@ pub struct Checkpoint {
     pub fingerprint: String,
 }
 
-/// So much of a fingerprint is kept beside a distance: eighty bits, and room for any distance.
-const SHORT_PRINT: usize = 20;
+/// So much of a fingerprint is kept beside a distance: 48 bits, and room for any distance.
+const SHORT_PRINT: usize = 12;
 
 impl Checkpoint {
     /// Before anything was recorded.

@@ -188,7 +188,7 @@ async fn the_message_before_the_checkpoint_alone_is_no_batch() {
 async fn another_message_before_the_checkpoint_stops() {
     let other =
         Read::Messages(BTreeMap::from([(0, vec![Message { offset: 4, value: b"another".to_vec() }])]));
-    for (read, why) in [(other, "recreated"), (messages(0, 5..6), "retention")] {
+    for (read, why) in [(other, "recreated"), (messages(0, 5..6), "compacted")] {
         let mut stage = stage(vec![Read::Assigned(vec![0]), read], &[(0, 5)]);
         stage.step().await;
         match stage.consumer.step().await {
@@ -199,6 +199,22 @@ async fn another_message_before_the_checkpoint_stops() {
         }
         assert!(stage.posts().is_empty());
     }
+}
+
+/// Where no message is to be had the checkpoint goes on, and keeps the message by which the log is known.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_goes_on_over_what_is_no_message() {
+    let passed = |upto| Read::Passed(BTreeMap::from([(0, upto)]));
+    let reads = vec![Read::Assigned(vec![0]), passed(7), messages(0, 4..5), passed(7), passed(6)];
+    let mut stage = stage(reads, &[(0, 5)]);
+    stage.step().await;
+    assert_eq!(stage.step().await, Step::Quiet, "it is not known yet whether the log is the same");
+    assert_eq!(stage.step().await, Step::Verified);
+    assert!(matches!(stage.step().await, Step::Posted(_)));
+    assert_eq!(stage.posts(), [[(0, Some(5), vec![])]]);
+    let at = stage.script.lock().expect("the script").checkpoints[&0].clone();
+    assert_eq!((at.next, at.last()), (7, Some(4)));
+    assert_eq!(stage.step().await, Step::Quiet, "never back");
 }
 
 #[tokio::test(start_paused = true)]

@@ -864,7 +864,7 @@ impl Run {
             let next = |p: usize| state.books.checkpoints.get(&(p as i32)).map_or(0, |known| known.next);
             state.log.iter().enumerate().any(|(p, log)| next(p) > log.end() || next(p) < log.start)
         };
-        if !heard && contradicted() {
+        if self.sim.state().skipped_in_silence() || (!heard && contradicted()) {
             return vec!["a log that lost its head was read on in silence".into()];
         }
         sleep(ORDER_AGE).await;

@@ -64,6 +64,8 @@ pub struct State {
     pub refused: BTreeMap<String, bool>,
     /// A log lost something that was not recorded, or is another one.
     pub broken: bool,
+    /// The orders that left a log unrecorded, each with its place.
+    pub cut: BTreeMap<Uuid, (i32, i64)>,
     /// What is still to be done or to land, though nobody waits for it.
     pub in_air: u64,
     /// Units on sale by what the operator did, net of what was withdrawn.
@@ -186,6 +188,7 @@ impl Sim {
             refusing_until: None,
             refused: BTreeMap::new(),
             broken: false,
+            cut: BTreeMap::new(),
             in_air: 0,
             granted: BTreeMap::new(),
             added_while_shut: BTreeMap::new(),
@@ -308,6 +311,16 @@ impl State {
         Some(done)
     }
 
+    /// Whether the ledger has passed over what it does not have.
+    pub fn skipped_in_silence(&self) -> bool {
+        self.cut.iter().any(|(order, (partition, offset))| {
+            let next = self.books.checkpoints.get(partition).map_or(0, |known| known.next);
+            let recorded = self.books.rows.contains_key(order);
+            let aside = self.books.conflicts.values().any(|(sale, _)| sale.order == *order);
+            next > *offset && !recorded && !aside
+        })
+    }
+
     /// Takes the head of a partition out of its log, or makes all of it anew.
     pub fn cut(&mut self, partition: usize, anew: bool) {
         let next = self.books.checkpoints.get(&(partition as i32)).map_or(0, |known| known.next);
@@ -318,6 +331,11 @@ impl State {
         } else {
             let before = self.chance.between(start as u64, end as u64) as i64;
             self.broken |= before > next;
+            let (messages, _) = self.log[partition].read(next, usize::MAX);
+            for message in messages.iter().filter(|message| message.offset < before) {
+                let sale = Sale::from_json(&message.value).expect("a sale");
+                self.cut.insert(sale.order, (partition as i32, message.offset));
+            }
             self.log[partition].cut(before);
         }
     }
@@ -1191,7 +1209,9 @@ impl Reader for Member {
                     if (*at < log.start || *at > log.end())
                         && self.node.sim.mutation != Some(Mutation::SkipTheHead)
                     {
-                        return Err(ReaderError::Foreign(format!("offset {at} is not in the log")));
+                        let why =
+                            format!("topic {TOPIC} partition {partition}: offset {at} is not in the log");
+                        return Err(ReaderError::Foreign(why));
                     }
                     let (messages, next) = log.read(*at, max);
                     if let Some(last) = messages.last() {
