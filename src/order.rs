@@ -196,7 +196,9 @@ mod tests {
     #[test]
     fn a_key_is_32_hex_digits() {
         assert!(Key::from_hex(&KEY.to_uppercase()).is_some());
-        for wrong in ["", "00", "+00102030405060708090a0b0c0d0e0f", &KEY.replace('f', "g"), &format!("{KEY}0")] {
+        for wrong in
+            ["", "00", "+00102030405060708090a0b0c0d0e0f", &KEY.replace('f', "g"), &format!("{KEY}0")]
+        {
             assert!(Key::from_hex(wrong).is_none(), "{wrong}");
         }
     }

@@ -105,7 +105,9 @@ async fn run(
     );
     check_ids(shop.ids(), &world, key).await?;
     let (stop, stopped) = oneshot::channel();
-    let recording = background(Arc::clone(&shop), world.clone(), registry.clone(), async { stopped.await.unwrap_or(Stop::Now) });
+    let recording = background(Arc::clone(&shop), world.clone(), registry.clone(), async {
+        stopped.await.unwrap_or(Stop::Now)
+    });
     let mut recording = tokio::spawn(recording);
     let mut reopening = tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
     let mut announcing = tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());
@@ -200,7 +202,9 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
         // Whoever makes orders with another key hears of it before the first is sold here.
         let noted = timeout(KEY_NOTED_WITHIN, note_key(ids, world)).await;
         if noted.is_ok_and(|others| others.is_some_and(|others| others >= now_ms())) {
-            log::warn!("other nodes make orders with another key, or without: give all the same SECKILL_KEY_FILE");
+            log::warn!(
+                "other nodes make orders with another key, or without: give all the same SECKILL_KEY_FILE"
+            );
             sleep(KEY_NOTED_EVERY * 2).await;
         }
         return Ok(());

@@ -195,8 +195,9 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
     // The secret itself, where a file's name should stand.
     let hex = path.len() == 32 && path.bytes().all(|byte| byte.is_ascii_hexdigit());
     let shown = if hex || path.contains([':', '=', '@']) { "…" } else { &path };
-    let value = std::fs::read_to_string(&path)
-        .map_err(|error| ConfigError(format!("{file}={shown}: {error}; name a file that this user may read")))?;
+    let value = std::fs::read_to_string(&path).map_err(|error| {
+        ConfigError(format!("{file}={shown}: {error}; name a file that this user may read"))
+    })?;
     match value.trim() {
         "" => Err(ConfigError(format!("{file}={shown}: the file is empty; put the value of {name} into it"))),
         value => Ok(Some(Secret(value.to_owned()))),
@@ -405,7 +406,9 @@ fn topic(text: &str) -> Result<String, String> {
 /// `host:port`, or `:port` for all addresses of this machine.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let text = as_meant(text);
-    let wrong = |why: &str| format!("{why}; give an address and a port, such as 127.0.0.1:3030, or :3030 for all addresses");
+    let wrong = |why: &str| {
+        format!("{why}; give an address and a port, such as 127.0.0.1:3030, or :3030 for all addresses")
+    };
     if let Ok(address) = text.parse() {
         return Ok(address);
     }
@@ -417,9 +420,15 @@ fn address(text: &str) -> Result<SocketAddr, String> {
             Err(wrong("it is no host:port"))
         }
         _ => {
-            let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|error| wrong(&error.to_string()))?.collect();
+            let found: Vec<SocketAddr> =
+                (host, port).to_socket_addrs().map_err(|error| wrong(&error.to_string()))?.collect();
             // `localhost` is both: clients try this one first, or at least also.
-            found.iter().find(|found| found.is_ipv4()).or(found.first()).copied().ok_or_else(|| wrong("no such host"))
+            found
+                .iter()
+                .find(|found| found.is_ipv4())
+                .or(found.first())
+                .copied()
+                .ok_or_else(|| wrong("no such host"))
         }
     }
 }
@@ -506,8 +515,17 @@ mod tests {
             (
                 "listen",
                 &[
-                    "127.0.0.1:3030", "localhost:3030", ":3030", "*:3030", "0.0.0.0:3030", "[::1]:3030", "[::]:3030",
-                    " 127.0.0.1:3030 ", "\"127.0.0.1:3030\"", "'127.0.0.1:3030'", "127.0.0.1:0",
+                    "127.0.0.1:3030",
+                    "localhost:3030",
+                    ":3030",
+                    "*:3030",
+                    "0.0.0.0:3030",
+                    "[::1]:3030",
+                    "[::]:3030",
+                    " 127.0.0.1:3030 ",
+                    "\"127.0.0.1:3030\"",
+                    "'127.0.0.1:3030'",
+                    "127.0.0.1:0",
                 ],
             ),
             ("ops-listen", &["localhost:3031", ":3031"]),
@@ -521,8 +539,20 @@ mod tests {
             (
                 "opens-at",
                 &[
-                    "2026-11-11T20:00:00+08:00", "2026-11-11T12:00:00Z", "2026-11-11 20:00:00+08:00", "2026-11-11t12:00:00z",
-                    "+30s", "+5m", "+1h", "+ 5 s", "+5 min", "+1h 30m", "+1h30m", "+90 seconds", "\"+5m\"", " +5m ",
+                    "2026-11-11T20:00:00+08:00",
+                    "2026-11-11T12:00:00Z",
+                    "2026-11-11 20:00:00+08:00",
+                    "2026-11-11t12:00:00z",
+                    "+30s",
+                    "+5m",
+                    "+1h",
+                    "+ 5 s",
+                    "+5 min",
+                    "+1h 30m",
+                    "+1h30m",
+                    "+90 seconds",
+                    "\"+5m\"",
+                    " +5m ",
                 ],
             ),
             ("closes-at", &["+2h"]),
@@ -540,7 +570,16 @@ mod tests {
         let refused: [(&str, &[&str], &str); 9] = [
             (
                 "listen",
-                &["3030", "127.0.0.1", "http://127.0.0.1:3030", "127.0.0.1:http", "::1:3030", "127.0.0.1:99999", "", "a b:1"],
+                &[
+                    "3030",
+                    "127.0.0.1",
+                    "http://127.0.0.1:3030",
+                    "127.0.0.1:http",
+                    "::1:3030",
+                    "127.0.0.1:99999",
+                    "",
+                    "a b:1",
+                ],
                 "such as 127.0.0.1:3030",
             ),
             ("kafka-topic", &["a b", "a/b", "..", "ü", "", "\"\""], "a-z, A-Z, 0-9"),
@@ -551,7 +590,21 @@ mod tests {
             ("stock", &["-3", "1k", "1,000", "1_000", "1000.0", "1e3", "many", "0x10"], "whole number"),
             (
                 "opens-at",
-                &["+", "+5", "5m", "+-5m", "+5d", "tomorrow", "+99999999999h", "+五m", "2026-11-11", "20:00", "2026-11-11T20:00:00", "now", "true"],
+                &[
+                    "+",
+                    "+5",
+                    "5m",
+                    "+-5m",
+                    "+5d",
+                    "tomorrow",
+                    "+99999999999h",
+                    "+五m",
+                    "2026-11-11",
+                    "20:00",
+                    "2026-11-11T20:00:00",
+                    "now",
+                    "true",
+                ],
                 "2026-11-11T20:00:00+08:00",
             ),
             ("closes-at", &["+5 parsecs", "never"], "+30s"),
@@ -566,7 +619,10 @@ mod tests {
 
     #[test]
     fn what_others_wrote_is_a_part_of_one_line() {
-        assert_eq!(one_line_of("买 a\tb\r\n[2026] ok\u{1b}[31m\u{85}\u{202e}x\\"), "买 a\\tb\\r\\n[2026] ok\\u{1b}[31m\\u{85}\\u{202e}x\\");
+        assert_eq!(
+            one_line_of("买 a\tb\r\n[2026] ok\u{1b}[31m\u{85}\u{202e}x\\"),
+            "买 a\\tb\\r\\n[2026] ok\\u{1b}[31m\\u{85}\\u{202e}x\\"
+        );
     }
 
     #[test]

@@ -147,7 +147,11 @@ impl SqliteFile {
                 }
                 Err(error) => format!("{shown} cannot be looked at: {error}"),
             };
-            return Err(format!("SECKILL_DATA={}: {what} while it was in use; {}", self.path.display(), self.way_out(name)));
+            return Err(format!(
+                "SECKILL_DATA={}: {what} while it was in use; {}",
+                self.path.display(),
+                self.way_out(name)
+            ));
         }
         Ok(())
     }

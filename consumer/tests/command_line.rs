@@ -77,7 +77,9 @@ fn secrets_are_not_repeated() {
         let line = mistake(&[], &[&addresses[..], &[("SECKILL_KAFKA_OPTIONS", options)]].concat());
         assert!(line.contains("SECKILL_KAFKA_OPTIONS") && !line.contains("hunter2"), "{line}");
     }
-    for (options, says) in [("compression.type=zstd", "zstd is not built in"), ("security.protocol=ssl", "--features tls")] {
+    for (options, says) in
+        [("compression.type=zstd", "zstd is not built in"), ("security.protocol=ssl", "--features tls")]
+    {
         let line = mistake(&[], &[&addresses[..], &[("SECKILL_KAFKA_OPTIONS", options)]].concat());
         // With TLS built in the second is none.
         assert!(line.contains(says) || cfg!(feature = "tls"), "{line}");

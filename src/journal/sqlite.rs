@@ -185,7 +185,8 @@ impl SqliteJournal {
         let _turn = turn.lock().await;
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
-        let saved = sqlx::query_scalar::<_, i64>("pragma wal_checkpoint(truncate)").fetch_one(connection).await;
+        let saved =
+            sqlx::query_scalar::<_, i64>("pragma wal_checkpoint(truncate)").fetch_one(connection).await;
         Err(if matches!(saved, Ok(0)) { lost } else { format!("{lost} (but it is still being written)") })
     }
 
@@ -203,10 +204,10 @@ impl SqliteJournal {
             let mut transaction = connection.begin_with("begin immediate").await?;
             let value = serde_json::to_string(seed).unwrap_or_default();
             let there: Option<i64> = sqlx::query_scalar(BEGUN)
-            .bind(i64::from(seed.add))
-            .bind(format!("\"{}\"", seed.epoch))
-            .fetch_optional(&mut *transaction)
-            .await?;
+                .bind(i64::from(seed.add))
+                .bind(format!("\"{}\"", seed.epoch))
+                .fetch_optional(&mut *transaction)
+                .await?;
             if there.is_none() {
                 sqlx::query(
                     r#"insert into journal ("offset", kind, value) select coalesce(max("offset"), -1) + 1, 'seed', ? from journal"#,

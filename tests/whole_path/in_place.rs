@@ -57,7 +57,8 @@ async fn deleted_and_saved_as_the_program_says() {
     std::fs::remove_file(&file).unwrap();
     let why = refuses(&node, "was deleted or moved").await;
     // What the program advises, to the letter.
-    let copy = why.split('`').nth(1).unwrap().replace("SAVED.db", &beside(&file, ".saved").display().to_string());
+    let copy =
+        why.split('`').nth(1).unwrap().replace("SAVED.db", &beside(&file, ".saved").display().to_string());
     let words: Vec<&str> = copy.split(' ').collect();
     let copied = std::process::Command::new(words[0]).args(&words[1..]).status().unwrap();
     assert!(copied.success(), "{copy}");

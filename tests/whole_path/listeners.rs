@@ -103,7 +103,8 @@ async fn a_probe_is_answered_whoever_holds_connections() {
     let node = embedded.node(&[]).await;
     let mut held = Vec::new();
     for number in 0..300 {
-        let mut stream = tokio::net::TcpStream::connect(node.ops.trim_start_matches("http://")).await.unwrap();
+        let mut stream =
+            tokio::net::TcpStream::connect(node.ops.trim_start_matches("http://")).await.unwrap();
         if number % 2 == 0 {
             stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
         }

@@ -20,7 +20,8 @@ fn at(node: &Node, order: &str) -> String {
 /// An id of so many seconds ago, as anybody can make one.
 fn made_up(ago: u64) -> Uuid {
     let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
-    Builder::from_unix_timestamp_millis(now - ago * 1000, Uuid::now_v7().as_bytes()[6..].try_into().unwrap()).into_uuid()
+    Builder::from_unix_timestamp_millis(now - ago * 1000, Uuid::now_v7().as_bytes()[6..].try_into().unwrap())
+        .into_uuid()
 }
 
 fn key_file(folder: &std::path::Path, hex: &str) -> String {
@@ -40,13 +41,17 @@ async fn on_servers_they_are_told_from_ours_without_a_question() {
     one.reaches("open", SOON).await;
     let bought = buy(&client(), &one.buy_url(), None).await;
     let order = bought.order.clone().unwrap();
-    until("the other node finds it", SOON, async || get(&at(&two, &order)).await.1["status"] == "recorded").await;
+    until("the other node finds it", SOON, async || get(&at(&two, &order)).await.1["status"] == "recorded")
+        .await;
     // Once it is known that nobody makes them without the key, nobody is asked: not even a young one.
     until("it is known", SOON, async || get(&at(&two, &made_up(1).to_string())).await.0 == 404).await;
     let asked = async || -> u64 {
         let text: String = servers.redis(&["INFO", "commandstats"]).await;
         let lines = text.lines().filter(|line| !line.contains("_info:"));
-        lines.filter(|line| line.contains("hgetall") || line.contains("hkeys") || line.contains("scan")).filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok()).sum()
+        lines
+            .filter(|line| line.contains("hgetall") || line.contains("hkeys") || line.contains("scan"))
+            .filter_map(|line| line.split(['=', ',']).nth(1)?.parse::<u64>().ok())
+            .sum()
     };
     let before = asked().await;
     for number in 0..200 {
@@ -138,6 +143,34 @@ async fn a_file_has_a_key_of_its_own() {
     until("it is recorded", SOON, async || get(&at(&node, &order)).await.1["status"] == "recorded").await;
     assert_eq!(get(&at(&node, &made_up(1).to_string())).await.0, 404);
     world.balance(&told(&[bought]), 1).await;
+}
+
+/// A file of an older version, whose orders have no check that this one could know.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_in_a_file_of_before() {
+    use sqlx::Connection as _;
+    let world = Embedded::new(3);
+    let node = world.node(&[]).await;
+    let mut bought = vec![buy(&client(), &node.buy_url(), None).await];
+    let env = node.env();
+    assert!(node.process.stop().await.success());
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(world.folder.path().join("sale.db"));
+    let mut file = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let before =
+        "drop table seckill_key; drop table order_key; delete from _sqlx_migrations where version = 4";
+    sqlx::raw_sql(before).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    let node = Node::again(env, world.folder.path());
+    node.reaches("open", SOON).await;
+    bought.push(buy(&client(), &node.buy_url(), None).await);
+    for answer in &bought {
+        let order = answer.order.clone().unwrap();
+        until("it is recorded", SOON, async || {
+            get(&at(&node, &order)).await == (200, serde_json::json!({"order": order, "status": "recorded"}))
+        })
+        .await;
+    }
+    world.balance(&told(&bought), 2).await;
 }
 
 #[test]

@@ -189,7 +189,9 @@ fn every_command_says_where() {
     let ended = output("seckill", &addresses, &["status"], folder.path());
     let said = String::from_utf8(ended.stderr).unwrap();
     assert!(
-        said.contains("Redis 127.0.0.1:1/3, Kafka 127.0.0.1:1 with topic CAR_NUMBER, database 127.0.0.1:1/shop"),
+        said.contains(
+            "Redis 127.0.0.1:1/3, Kafka 127.0.0.1:1 with topic CAR_NUMBER, database 127.0.0.1:1/shop"
+        ),
         "{said}"
     );
     assert!(!said.contains("hush"), "{said}");
