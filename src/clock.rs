@@ -6,7 +6,7 @@
 //! for fresh what it heard before.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -70,37 +70,32 @@ fn slept_ms() -> u64 {
 struct Sleep {
     /// All of it that was noticed; at first unknown.
     noticed_ms: AtomicU64,
-    /// When some was noticed last.
+    /// Whether there was some since.
+    slept: AtomicBool,
+    /// When it was noticed last.
     woke: Mutex<Option<Instant>>,
-    /// At which state of `noticed_ms` there was none yet.
-    first_ms: AtomicU64,
 }
 
 impl Sleep {
     const fn none() -> Self {
-        Self {
-            noticed_ms: AtomicU64::new(u64::MAX),
-            woke: Mutex::new(None),
-            first_ms: AtomicU64::new(u64::MAX),
-        }
+        Self { noticed_ms: AtomicU64::new(u64::MAX), slept: AtomicBool::new(false), woke: Mutex::new(None) }
     }
 
     fn elapsed(&self, at: Instant, slept_ms: u64) -> Duration {
+        let woke = || self.woke.lock().unwrap_or_else(PoisonError::into_inner);
         let noticed = self.noticed_ms.load(Ordering::Acquire);
-        if noticed == u64::MAX {
-            self.first_ms.store(slept_ms, Ordering::Release);
+        if slept_ms > noticed.saturating_add(AWAKE_MS) {
+            *woke() = Some(Instant::now());
+            self.slept.store(true, Ordering::Release);
+        }
+        if noticed == u64::MAX || slept_ms > noticed.saturating_add(AWAKE_MS) {
             self.noticed_ms.store(slept_ms, Ordering::Release);
-        } else if slept_ms > noticed.saturating_add(AWAKE_MS) {
-            *self.woke.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            self.noticed_ms.store(slept_ms, Ordering::Release);
-        } else if noticed == self.first_ms.load(Ordering::Acquire) {
-            return at.elapsed();
         }
         // What was heard after the waking and before it was noticed counts as old, too.
-        match *self.woke.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(woke) if at <= woke => Duration::MAX,
-            _ => at.elapsed(),
+        if self.slept.load(Ordering::Acquire) && woke().is_some_and(|woke| at <= woke) {
+            return Duration::MAX;
         }
+        at.elapsed()
     }
 }
 

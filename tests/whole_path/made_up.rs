@@ -145,6 +145,34 @@ async fn a_file_has_a_key_of_its_own() {
     world.balance(&told(&[bought]), 1).await;
 }
 
+/// A file of an older version, whose orders have no check that this one could know.
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_in_a_file_of_before() {
+    use sqlx::Connection as _;
+    let world = Embedded::new(3);
+    let node = world.node(&[]).await;
+    let mut bought = vec![buy(&client(), &node.buy_url(), None).await];
+    let env = node.env();
+    assert!(node.process.stop().await.success());
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(world.folder.path().join("sale.db"));
+    let mut file = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let before =
+        "drop table seckill_key; drop table order_key; delete from _sqlx_migrations where version = 4";
+    sqlx::raw_sql(before).execute(&mut file).await.unwrap();
+    file.close().await.unwrap();
+    let node = Node::again(env, world.folder.path());
+    node.reaches("open", SOON).await;
+    bought.push(buy(&client(), &node.buy_url(), None).await);
+    for answer in &bought {
+        let order = answer.order.clone().unwrap();
+        until("it is recorded", SOON, async || {
+            get(&at(&node, &order)).await == (200, serde_json::json!({"order": order, "status": "recorded"}))
+        })
+        .await;
+    }
+    world.balance(&told(&bought), 2).await;
+}
+
 #[test]
 fn a_key_that_is_none() {
     let world = Embedded::new(1);
