@@ -94,7 +94,9 @@ async fn run(
         metrics.clone(),
     );
     let (stop, stopped) = oneshot::channel();
-    let recording = background(world.clone(), registry.clone(), metrics.clone(), async { stopped.await.unwrap_or(Stop::Now) });
+    let recording = background(world.clone(), registry.clone(), metrics.clone(), async {
+        stopped.await.unwrap_or(Stop::Now)
+    });
     let mut recording = tokio::spawn(recording);
     let mut reopening = tokio::spawn(Reopener::new(&shop, &world, &metrics).run());
     let mut announcing = tokio::spawn(Announcer::new(&shop, &world.stock, &world.journal, &metrics).run());

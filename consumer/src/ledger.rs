@@ -67,7 +67,8 @@ pub trait Ledger: Record {
     /// The newest sale of every item, also one that was put away: a new one must be later.
     async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError>;
 
-    /// Which of these sales, as the stock has them, are further here: the next serial is recorded.
+    /// Which of these sales, as the stock has them, are further here: the next serial is recorded,
+    /// or the term is over, so that what is sold under it would be put aside as late.
     async fn ahead(&self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError>;
 
     /// What is known of a sale without counting it. True for the moment: more may be posted.

@@ -6,9 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use consumer::ledger::post::{Standing, Tables, Written};
 use consumer::ledger::row::Row;
-use consumer::ledger::{
-    Account, Batch, Checkpoint, LedgerError, Message, Posted, SaleRecord, fingerprint,
-};
+use consumer::ledger::{Account, Batch, Checkpoint, LedgerError, Message, Posted, SaleRecord, fingerprint};
 use consumer::sale::Sale;
 use uuid::Uuid;
 

@@ -841,7 +841,9 @@ impl Ledger for Face {
             .book("ahead", async |books| {
                 let further = |sale: &&Standpoint| {
                     let next = (sale.item.clone(), sale.epoch, sale.serial.saturating_add(1));
-                    books.units.contains_key(&next) && mutation != Some(Mutation::IgnoreTheNextUnit)
+                    let term = books.account(&sale.item, sale.epoch).term;
+                    let further = books.units.contains_key(&next) || term > sale.term;
+                    further && mutation != Some(Mutation::IgnoreTheNextUnit)
                 };
                 Ok(sales.iter().filter(further).cloned().collect())
             })

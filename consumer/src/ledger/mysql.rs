@@ -331,11 +331,12 @@ async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError
     if migrated(connection).await? {
         return Ok(());
     }
-    let locked: Option<i64> = sqlx::query_scalar("select get_lock(concat('seckill-', left(sha2(database(), 256), 32)), ?)")
-        .bind(MIGRATE_WITHIN.as_secs())
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(failed)?;
+    let locked: Option<i64> =
+        sqlx::query_scalar("select get_lock(concat('seckill-', left(sha2(database(), 256), 32)), ?)")
+            .bind(MIGRATE_WITHIN.as_secs())
+            .fetch_one(&mut *connection)
+            .await
+            .map_err(failed)?;
     if locked != Some(1) {
         return Err(LedgerError::Away("somebody else is making the tables".to_owned()));
     }
@@ -419,9 +420,10 @@ const FOR_GOOD: [u16; 31] = [
 const VALUE: [u16; 6] = [1048, 1265, 1300, 1366, 3819, 4025];
 
 /// What to do about a refusal, where the server's own words leave it open.
-const REMEDIES: [(u16, &str); 6] = [
+const REMEDIES: [(u16, &str); 7] = [
     (1044, "make the database, and grant this user all rights on it"),
     (1045, "after a change of the password start again with the new one"),
+    (1698, "after a change of the password start again with the new one"),
     (1049, "make it with `create database`, or name another in SECKILL_DATABASE_URL"),
     (1153, "set max_allowed_packet to 1M or more"),
     (1461, "raise max_prepared_stmt_count"),
@@ -539,7 +541,8 @@ mod tests {
             ("max_allowed_packet", "65536"),
             ("innodb_flush_method", "NOSYNC"),
         ] {
-            let set: Vec<_> = safe.iter().map(|known| if known.0 == name { (name, value) } else { *known }).collect();
+            let set: Vec<_> =
+                safe.iter().map(|known| if known.0 == name { (name, value) } else { *known }).collect();
             assert_eq!(doubted(&set), [name], "{value}");
         }
         let without_binlog = [("log_bin", "OFF"), ("sync_binlog", "0"), ("binlog_format", "STATEMENT")];

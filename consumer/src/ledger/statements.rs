@@ -180,7 +180,10 @@ macro_rules! statements {
                         query.push(if number == 0 { "select " } else { " union all select " }).push(number);
                         query.push(" as number, (select count(*) from seckill where item = ").push_bind(&sale.item);
                         query.push(" and epoch = ").push_bind(sale.epoch.to_string()).push(" and serial = ");
-                        query.push_bind(signed(sale.serial.saturating_add(1))).push(") as further");
+                        query.push_bind(signed(sale.serial.saturating_add(1)));
+                        query.push(") + (select count(*) from seckill_term where item = ").push_bind(&sale.item);
+                        query.push(" and epoch = ").push_bind(sale.epoch.to_string()).push(" and term > ");
+                        query.push_bind(signed(sale.term)).push(") as further");
                     }
                     for row in query.build().persistent(false).fetch_all(&mut *self.0).await.map_err(failed)? {
                         if unsigned(&row, "further")? > 0 {
