@@ -97,6 +97,8 @@ impl Faults {
             faults.rewinds = chance.between(0, 2);
             faults.flushes = chance.between(0, 1);
         }
+        // From a copy, so that seeds of before mean what they meant.
+        let mut chance = chance.clone();
         if chance.in_thousand(300) {
             faults.clocks = chance.between(1, 300);
         }

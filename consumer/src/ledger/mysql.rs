@@ -424,9 +424,10 @@ const FOR_GOOD: [u16; 31] = [
 const VALUE: [u16; 6] = [1048, 1265, 1300, 1366, 3819, 4025];
 
 /// What to do about a refusal, where the server's own words leave it open.
-const REMEDIES: [(u16, &str); 6] = [
+const REMEDIES: [(u16, &str); 7] = [
     (1044, "make the database, and grant this user all rights on it"),
     (1045, "after a change of the password start again with the new one"),
+    (1698, "after a change of the password start again with the new one"),
     (1049, "make it with `create database`, or name another in SECKILL_DATABASE_URL"),
     (1153, "set max_allowed_packet to 1M or more"),
     (1461, "raise max_prepared_stmt_count"),
