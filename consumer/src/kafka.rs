@@ -318,7 +318,9 @@ async fn weaknesses(topic: &str, watermarks: &Watermarks, admin: &AdminClient<Qu
     let described = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &asking()).await;
     let config = described.ok().and_then(|found| found.into_iter().next()?.ok());
     let Some(config) = config else {
-        log::info!("topic {topic}: whether its configuration keeps the promise could not be asked (right DESCRIBE_CONFIGS)");
+        log::info!(
+            "topic {topic}: whether its configuration keeps the promise could not be asked (right DESCRIBE_CONFIGS)"
+        );
         return Vec::new();
     };
     weak(topic, replicas, |name| config.get(name)?.value.clone())
@@ -425,9 +427,10 @@ impl Watermarks {
         blocking(move || {
             let metadata = client.fetch_metadata(Some(&topic), ANSWER_WITHIN).map_err(away)?;
             let partitions = metadata.topics().iter().flat_map(|found| found.partitions());
-            partitions.map(|partition| partition.replicas().len()).min().ok_or_else(|| {
-                ReaderError::Away(format!("there is no topic {topic}"))
-            })
+            partitions
+                .map(|partition| partition.replicas().len())
+                .min()
+                .ok_or_else(|| ReaderError::Away(format!("there is no topic {topic}")))
         })
         .await?
     }
@@ -491,7 +494,9 @@ fn serve(client: &BaseConsumer<Quiet>) {
 pub(crate) fn partitions(metadata: &Metadata, topic: &str) -> Result<Option<Vec<i32>>, ReaderError> {
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     if let Some(code) = found.error().map(RDKafkaErrorCode::from).filter(|code| NO_RIGHT.contains(code)) {
-        return Err(ReaderError::Away(format!("topic {topic} is refused, see SECURITY.md for the rights: {code}")));
+        return Err(ReaderError::Away(format!(
+            "topic {topic} is refused, see SECURITY.md for the rights: {code}"
+        )));
     }
     let partitions: Vec<i32> = found.partitions().iter().map(MetadataPartition::id).collect();
     Ok(Some(partitions).filter(|partitions| !partitions.is_empty()))
@@ -552,13 +557,15 @@ mod tests {
     /// What the programs set themselves would be lost without a word, or break the promise.
     #[test]
     fn an_option_of_the_programs_own_is_refused_by_name() {
-        let named = ["transactional.id", "acks", "group.id", "isolation.level", "error_cb", "test.mock.num.brokers"];
+        let named =
+            ["transactional.id", "acks", "group.id", "isolation.level", "error_cb", "test.mock.num.brokers"];
         for key in OWNED.into_iter().chain(named) {
             let error = with(&format!("socket.keepalive.enable=true, {key}=secret")).expect_err(key);
             assert!(error.0.contains(key) && error.0.contains("take it out"), "{error}");
             assert!(!error.0.contains("=secret"), "{error}");
         }
-        with("security.protocol=plaintext,socket.timeout.ms=9000,client.id=x").expect("others are the operator's");
+        with("security.protocol=plaintext,socket.timeout.ms=9000,client.id=x")
+            .expect("others are the operator's");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use consumer::config::{self, AFTER_HELP, ConfigError, Secret, Settings};
-use consumer::ledger::Ledger;
 use consumer::kafka::Watermarks;
+use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::metrics::Metrics;
 use consumer::reader::kafka::KafkaReader;
@@ -116,9 +116,13 @@ async fn give_up(settings: &Settings, only: Option<i32>, yes: bool) -> Result<Ex
     let ledger = ledger(settings)?;
     let topic = &settings.kafka_topic;
     let failed = |why: String| Error::Failed(format!("nothing was skipped: {why}"));
-    let extents = Watermarks::new(settings)?.extents(topic).await.map_err(|error| failed(error.to_string()))?;
+    let extents =
+        Watermarks::new(settings)?.extents(topic).await.map_err(|error| failed(error.to_string()))?;
     if let Some(partition) = only.filter(|partition| !extents.contains_key(partition)) {
-        return Err(failed(format!("topic {topic} has no partition {partition}, but 0 to {}", extents.len() - 1)));
+        return Err(failed(format!(
+            "topic {topic} has no partition {partition}, but 0 to {}",
+            extents.len() - 1
+        )));
     }
     match skip(&ledger, topic, &extents, only, yes).await {
         Ok(Skip::Nothing(why)) => Err(failed(why)),

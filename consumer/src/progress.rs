@@ -64,8 +64,7 @@ pub fn behind(
     extents: &Extents,
     after: &Checkpoints,
 ) -> Result<u64, Contradiction> {
-    let contradiction =
-        |partition: i32, what| Contradiction { topic: topic.to_owned(), partition, what };
+    let contradiction = |partition: i32, what| Contradiction { topic: topic.to_owned(), partition, what };
     for (&partition, checkpoint) in before {
         let next = checkpoint.next;
         match extents.get(&partition) {
@@ -152,8 +151,6 @@ impl std::fmt::Display for Contradiction {
     }
 }
 
-
-
 impl std::error::Error for Contradiction {}
 
 #[cfg(test)]
@@ -205,7 +202,9 @@ mod tests {
     #[test]
     fn it_begins_at_the_message_by_which_the_log_is_known() {
         let begins = |extents: &Extents, checkpoints: &Checkpoints| {
-            begin("T", extents, checkpoints).map(|begins| begins[&0]).map_err(|contradiction| contradiction.what)
+            begin("T", extents, checkpoints)
+                .map(|begins| begins[&0])
+                .map_err(|contradiction| contradiction.what)
         };
         assert_eq!(begins(&log(0, 9), &Checkpoints::new()), Ok(0));
         assert_eq!(begins(&log(0, 9), &at(9)), Ok(8));
@@ -229,9 +228,12 @@ mod tests {
             (at(8), log(0, 7), "new name"),
             (at(8), Extents::new(), "new name"),
         ] {
-            let said = behind("T", &checkpoints, &extents, &checkpoints).expect_err("contradiction").to_string();
+            let said =
+                behind("T", &checkpoints, &extents, &checkpoints).expect_err("contradiction").to_string();
             assert!(said.contains(advice) && said.contains("topic T partition 0"), "{said}");
-            let said = behind(EMBEDDED, &checkpoints, &extents, &checkpoints).expect_err("contradiction").to_string();
+            let said = behind(EMBEDDED, &checkpoints, &extents, &checkpoints)
+                .expect_err("contradiction")
+                .to_string();
             assert!(said.contains("one backup"), "{said}");
         }
     }

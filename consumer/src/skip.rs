@@ -32,7 +32,9 @@ pub async fn skip(
     gone.retain(|partition, _| only.is_none_or(|only| only == *partition));
     if gone.is_empty() {
         return Ok(Skip::Nothing(match behind(topic, &checkpoints, extents, &checkpoints) {
-            Ok(messages) => format!("topic {topic}: the log has all that is not recorded yet, {messages} messages"),
+            Ok(messages) => {
+                format!("topic {topic}: the log has all that is not recorded yet, {messages} messages")
+            }
             Err(contradiction) => contradiction.to_string(),
         }));
     }

@@ -332,7 +332,9 @@ impl Consumer {
         let until = Instant::now() + self.backoff;
         match self.reader.read(0, self.backoff).await.map_err(Trouble::from) {
             Ok(Read::Assigned(partitions)) => self.assign(partitions),
-            Ok(Read::Quiet | Read::Passed(_)) | Err(Trouble::Away(_) | Trouble::Moved) => sleep_until(until).await,
+            Ok(Read::Quiet | Read::Passed(_)) | Err(Trouble::Away(_) | Trouble::Moved) => {
+                sleep_until(until).await
+            }
             // Not asked for. They are not lost: it begins again where the ledger ends.
             Ok(Read::Messages(_)) => {
                 self.batch = None;

@@ -18,7 +18,7 @@ use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
-use support::kafka::{at, assigned, group_offset, messages, numbered, produce, set_group_offset};
+use support::kafka::{assigned, at, group_offset, messages, numbered, produce, set_group_offset};
 use support::{SOON, bytes, sale, serials, settings};
 use tokio::time::{Instant, timeout};
 
@@ -171,7 +171,10 @@ async fn an_offset_outside_the_log_stops() {
         match reader.start(&at(&BTreeMap::from([(0, outside)]))).await {
             Err(ReaderError::Foreign(why)) => {
                 assert!(why.contains(&format!("{} partition 0", settings.kafka_topic)), "{why}");
-                assert!(why.contains(&format!("up to offset {}, and the log ends at 5", outside + 1)), "{why}");
+                assert!(
+                    why.contains(&format!("up to offset {}, and the log ends at 5", outside + 1)),
+                    "{why}"
+                );
             }
             other => panic!("{other:?}"),
         }

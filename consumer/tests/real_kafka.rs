@@ -153,10 +153,16 @@ async fn what_retention_removed_unrecorded_stops() {
     assert_eq!(messages(&mut reader, 2).await, [(0, 3), (0, 4)]);
     for (outside, advice) in [(0, "consumer skip"), (1, "consumer skip"), (5, "new name"), (6, "new name")] {
         let started = reader.start(&at(&BTreeMap::from([(0, outside)]))).await;
-        assert!(matches!(&started, Err(ReaderError::Foreign(why)) if why.contains(advice)), "{outside}: {started:?}");
+        assert!(
+            matches!(&started, Err(ReaderError::Foreign(why)) if why.contains(advice)),
+            "{outside}: {started:?}"
+        );
     }
     let unknown = reader.start(&Checkpoints::new()).await;
-    assert!(matches!(&unknown, Err(ReaderError::Foreign(why)) if why.contains("consumer skip")), "{unknown:?}");
+    assert!(
+        matches!(&unknown, Err(ReaderError::Foreign(why)) if why.contains("consumer skip")),
+        "{unknown:?}"
+    );
 }
 
 /// A ledger in a file.
@@ -203,7 +209,10 @@ async fn a_head_that_is_gone_is_skipped_on_request() {
     assert!(error.to_string().contains("partition 0: the log begins at offset 3"), "{error}");
     second.close().await;
     let shown = skip(&*ledger, topic.name(), &extents, None, false).await.expect("shown");
-    assert!(matches!(&shown, Skip::Gone(said) if said.contains("partition 0: offsets 2 to 2 would be")), "{shown:?}");
+    assert!(
+        matches!(&shown, Skip::Gone(said) if said.contains("partition 0: offsets 2 to 2 would be")),
+        "{shown:?}"
+    );
     let other = skip(&*ledger, topic.name(), &extents, Some(1), true).await.expect("shown");
     assert!(matches!(other, Skip::Nothing(_)), "{other:?}");
     assert_eq!(ledger.checkpoints(topic.name()).await.expect("read")[&0].next, 2, "nothing was changed");
@@ -265,7 +274,9 @@ async fn what_transactions_leave_in_the_log_is_passed_over() {
     let mut second = consumer(&topic, &ledger);
     steps(&mut second, &caught_up).await.expect("passed over");
     transaction.commit(topic.name(), &bytes(&sale(2))).await;
-    steps(&mut second, async || serials(&*ledger).await == [1, 2] && caught_up().await).await.expect("recorded");
+    steps(&mut second, async || serials(&*ledger).await == [1, 2] && caught_up().await)
+        .await
+        .expect("recorded");
     transaction.begin(topic.name(), &bytes(&sale(3))).await;
     steps(&mut second, &caught_up).await.expect("nothing of it can be had yet");
     second.close().await;
@@ -312,7 +323,9 @@ async fn a_topic_that_was_recreated_is_noticed() {
     timeout(SOON, async {
         let watermarks = Watermarks::new(&topic.settings).expect("a client");
         while watermarks.extents(topic.name()).await.is_ok() {}
-        while ensure_topic(&topic.settings).await.is_err() || watermarks.extents(topic.name()).await.is_err() {}
+        while ensure_topic(&topic.settings).await.is_err() || watermarks.extents(topic.name()).await.is_err()
+        {
+        }
     })
     .await
     .expect("made anew");

@@ -22,7 +22,8 @@ pub(super) async fn order(
         OrderStatus::Accepted => "accepted",
         OrderStatus::Recorded => "recorded",
         OrderStatus::Undecided => {
-            let why = "nobody can say: the journal is not the one that was recorded, and an operator must mend it";
+            let why =
+                "nobody can say: the journal is not the one that was recorded, and an operator must mend it";
             return problem(&request, Code::Unavailable, Some(why));
         }
         OrderStatus::Unknown => {

@@ -246,14 +246,7 @@ impl KafkaJournal {
         self.send(&self.producer(), &refused.key, &refused.value, self.next_partition(), slip);
     }
 
-    fn send(
-        &self,
-        producer: &Producer,
-        key: &[u8],
-        value: &[u8],
-        partition: Option<i32>,
-        slip: Box<Slip>,
-    ) {
+    fn send(&self, producer: &Producer, key: &[u8], value: &[u8], partition: Option<i32>, slip: Box<Slip>) {
         let pace = &producer.client().context().pace;
         pace.begin();
         let mut record = BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(key).payload(value);
@@ -356,10 +349,18 @@ impl Look {
             None => {}
         }
         if let Some(partition) = found.partitions().iter().find(|partition| partition.leader() < 0) {
-            return Self::Unusable(format!("kafka is away: partition {} of {topic} has no leader", partition.id()));
+            return Self::Unusable(format!(
+                "kafka is away: partition {} of {topic} has no leader",
+                partition.id()
+            ));
         }
         let short = found.partitions().iter().find(|it| it.isr().len() < it.replicas().len()).map(|it| {
-            format!("partition {} has {} of {} replicas in sync", it.id(), it.isr().len(), it.replicas().len())
+            format!(
+                "partition {} has {} of {} replicas in sync",
+                it.id(),
+                it.isr().len(),
+                it.replicas().len()
+            )
         });
         Self::Usable { partitions: u32::try_from(found.partitions().len()).unwrap_or(0), short }
     }
@@ -395,7 +396,11 @@ impl Journal for KafkaJournal {
         if !self.health.refusing.load(Ordering::Acquire) {
             return None;
         }
-        self.health.refused.locked().as_ref().map(|refused| format!("kafka does not take sales: {}", refused.why))
+        self.health
+            .refused
+            .locked()
+            .as_ref()
+            .map(|refused| format!("kafka does not take sales: {}", refused.why))
     }
 
     fn topic(&self) -> &str {
@@ -484,11 +489,7 @@ impl Health {
 
 impl Pace {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            started: Instant::now(),
-            waiting: AtomicI64::new(0),
-            progress_ms: AtomicU64::new(0),
-        })
+        Arc::new(Self { started: Instant::now(), waiting: AtomicI64::new(0), progress_ms: AtomicU64::new(0) })
     }
 
     fn now_ms(&self) -> u64 {

@@ -805,8 +805,7 @@ impl Run {
     /// A log lost what was not recorded, and nobody can bring it back: everybody must hear of it. What
     /// an operator gives up is given up, and recording goes on.
     async fn mend_the_log(self: &Arc<Self>) -> Vec<String> {
-        let stopped =
-            || self.fatal.lock().expect("not poisoned").iter().any(|why| why.contains(FOREIGN));
+        let stopped = || self.fatal.lock().expect("not poisoned").iter().any(|why| why.contains(FOREIGN));
         // Whoever reads its place in the log now, if nobody has yet.
         self.start_consumer("consumer mending");
         let until = Instant::now() + WATCHED_WITHIN * 10;

@@ -829,7 +829,9 @@ impl Journal for Face {
     fn ready(&self) -> Result<(), String> {
         let mut state = self.0.sim.state();
         let now = Instant::now();
-        if state.refused.get(&self.0.name) == Some(&true) && self.0.sim.mutation != Some(Mutation::TakeAfterARefusal) {
+        if state.refused.get(&self.0.name) == Some(&true)
+            && self.0.sim.mutation != Some(Mutation::TakeAfterARefusal)
+        {
             // As the real one does: it offers what was refused once more, until that is taken.
             if state.refusing_until.is_none_or(|until| now > until + OFFER_EVERY) {
                 state.refused.insert(self.0.name.clone(), false);
@@ -1118,7 +1120,14 @@ impl Member {
         let id = state.group.next;
         state.group.members.push(id);
         state.group.rebalance();
-        Self { node: Arc::clone(node), id, generation: 0, mine: Vec::new(), at: BTreeMap::new(), passed: BTreeMap::new() }
+        Self {
+            node: Arc::clone(node),
+            id,
+            generation: 0,
+            mine: Vec::new(),
+            at: BTreeMap::new(),
+            passed: BTreeMap::new(),
+        }
     }
 
     pub fn id(&self) -> u64 {
@@ -1162,8 +1171,11 @@ impl Reader for Member {
                 let (mut read, mut passed) = (BTreeMap::new(), std::mem::take(&mut self.passed));
                 for (partition, at) in &mut self.at {
                     let log = &state.log[*partition as usize];
-                    if (*at < log.start || *at > log.end()) && self.node.sim.mutation != Some(Mutation::SkipTheHead) {
-                        let why = format!("topic {TOPIC} partition {partition}: offset {at} is not in the log");
+                    if (*at < log.start || *at > log.end())
+                        && self.node.sim.mutation != Some(Mutation::SkipTheHead)
+                    {
+                        let why =
+                            format!("topic {TOPIC} partition {partition}: offset {at} is not in the log");
                         return Err(ReaderError::Foreign(why));
                     }
                     let (messages, next) = log.read(*at, max);

@@ -376,7 +376,11 @@ impl Stage {
                 // Whoever is told to record what is left says that something is missing, and ends.
                 let mut consumer = self.servers().consumer();
                 let status = consumer.ended(OPEN_WITHIN).await;
-                assert!(!status.success() && consumer.log().contains("consumer skip"), "{status}: {}", consumer.log());
+                assert!(
+                    !status.success() && consumer.log().contains("consumer skip"),
+                    "{status}: {}",
+                    consumer.log()
+                );
             }
             Kind::RefusingKafka => alter(&self.servers().topic, "max.message.bytes", "100").await,
             Kind::DiskFull => self.limit_file_size(&ROOM.to_string()),
@@ -456,7 +460,10 @@ impl Stage {
                 assert!(!before.ended(OPEN_WITHIN).await.success(), "nothing was changed");
                 assert!(servers.consume(&["skip", "--yes"]).status.success());
                 let again = servers.consume(&["skip", "--yes"]);
-                assert!(String::from_utf8_lossy(&again.stderr).contains("has all that is not recorded"), "{again:?}");
+                assert!(
+                    String::from_utf8_lossy(&again.stderr).contains("has all that is not recorded"),
+                    "{again:?}"
+                );
                 let consumer = servers.consumer();
                 self.consumers.push(consumer);
             }

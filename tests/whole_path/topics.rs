@@ -118,7 +118,8 @@ async fn a_sale_is_restored_after_its_topic_was_cut() {
     cut(&servers.topic).await;
     servers.redis.take().unwrap().kill();
     servers.start_redis().await;
-    until("it is said why the sale is shut", SOON, async || node.process.log().contains("consumer skip")).await;
+    until("it is said why the sale is shut", SOON, async || node.process.log().contains("consumer skip"))
+        .await;
     assert_eq!(node.state().await, "unavailable");
     let refused = servers.operate(&["restore", "--yes"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("consumer skip"), "{refused:?}");

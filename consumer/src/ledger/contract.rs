@@ -197,11 +197,13 @@ async fn checkpoints_are_written_with_the_rows(books: &dyn Books) {
 
 async fn a_checkpoint_passes_over_what_is_no_message(books: &dyn Books) {
     let upto = |from, upto| batch(vec![Part { partition: 0, from, messages: Vec::new(), upto: Some(upto) }]);
-    let at = async || books.ledger().checkpoints(TOPIC).await.expect("read").remove(&0).expect("a checkpoint");
+    let at =
+        async || books.ledger().checkpoints(TOPIC).await.expect("read").remove(&0).expect("a checkpoint");
     post(books, &upto(None, 5)).await;
     assert_eq!((at().await.next, at().await.last()), (5, None), "nothing was recorded yet");
     let one = Message { offset: 7, value: bytes(&sale(1)) };
-    post(books, &batch(vec![Part { partition: 0, from: Some(5), messages: vec![one.clone()], upto: None }])).await;
+    post(books, &batch(vec![Part { partition: 0, from: Some(5), messages: vec![one.clone()], upto: None }]))
+        .await;
     post(books, &upto(Some(8), 9)).await;
     post(books, &upto(Some(9), 2_000_000_000_000)).await;
     let far = at().await;

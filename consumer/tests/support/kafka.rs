@@ -85,7 +85,8 @@ pub fn transactional(brokers: &str) -> Transactions {
 impl Transactions {
     pub async fn begin(&self, topic: &str, value: &[u8]) {
         self.0.begin_transaction().expect("begun");
-        let record: FutureRecord<'_, str, [u8]> = FutureRecord::to(topic).partition(0).key("key").payload(value);
+        let record: FutureRecord<'_, str, [u8]> =
+            FutureRecord::to(topic).partition(0).key("key").payload(value);
         self.0.send(record, SOON).await.expect("produced");
     }
 
