@@ -204,6 +204,14 @@ impl Run {
         tokio::spawn(async move {
             loop {
                 if let Err(error) = consumer.step().await {
+                    // What it was about to look at again has left the log meanwhile. Whoever looks after
+                    // processes starts it again, and it begins where its checkpoints say.
+                    if error.to_string().contains("is not in the log") {
+                        run.sim.log(|_| format!("a consumer stops, and is started again: {error}"));
+                        run.leave(id);
+                        run.start_consumer("consumer again");
+                        return;
+                    }
                     run.sim.log(|_| format!("a consumer stops: {error}"));
                     run.fatal.lock().expect("not poisoned").push(format!("a consumer stops: {error}"));
                     return;
