@@ -252,7 +252,6 @@ impl KafkaJournal {
         let mut record = BaseRecord::with_opaque_to(&self.settings.kafka_topic, slip).key(key).payload(value);
         record.partition = partition;
         if let Err((error, record)) = producer.send(record) {
-            pace.end(false);
             match error.rdkafka_error_code() {
                 // Ours, and it passes.
                 Some(RDKafkaErrorCode::QueueFull) => {}
@@ -262,6 +261,7 @@ impl KafkaJournal {
                 }
                 _ => self.health.refuse(&error, key, value),
             }
+            pace.end(false);
             record.delivery_opaque.note(Delivery::Unknown);
         }
     }
@@ -544,16 +544,18 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledger {
     type DeliveryOpaque = Box<Slip>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, slip: Box<Slip>) {
-        self.pace.end(result.is_ok());
-        // Every delivery error is ambiguous by nature.
+        // Every delivery error is ambiguous by nature. That nothing waits any more is noted last: who is
+        // asked between must not find all well.
         match result {
             Ok(_) => {
                 self.health.accepted();
+                self.pace.end(true);
                 slip.note(Delivery::Acknowledged);
             }
             Err((error, message)) => {
                 let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
                 self.health.refuse(error, key, value);
+                self.pace.end(false);
                 slip.note(Delivery::Unknown);
             }
         }
@@ -651,6 +653,26 @@ mod tests {
         cluster.clear_request_errors(RDKafkaApiKey::Produce);
         reaches(&journal, true).await;
         assert_eq!(journal.refusal(), None);
+        keeps_the_contract(&*journal, &batch(3)).await;
+    }
+
+    /// Too few replicas in sync: librdkafka tries again until its deadline, and the sale must not open
+    /// each time that this is over.
+    #[tokio::test]
+    async fn what_times_out_was_refused_as_well() {
+        let (cluster, journal) = mock().await;
+        let refused = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 1000];
+        cluster.request_errors(RDKafkaApiKey::Produce, &refused);
+        let receipt = journal.append(&batch(2));
+        reaches(&journal, false).await;
+        let until = Instant::now() + DELIVERY_DEADLINE + Duration::from_secs(2);
+        while Instant::now() < until {
+            assert!(journal.ready().is_err(), "it opened");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert!(receipt.is_done() && journal.refusal().is_some());
+        cluster.clear_request_errors(RDKafkaApiKey::Produce);
+        reaches(&journal, true).await;
         keeps_the_contract(&*journal, &batch(3)).await;
     }
 

@@ -78,6 +78,9 @@ enum Loss {
     Unseen,
 }
 
+/// How a consumer begins that will not go on with the log that there is.
+const FOREIGN: &str = "topic CAR_NUMBER partition";
+
 /// The order that a buyer was told.
 fn told_of(told: &Told) -> Option<Uuid> {
     match told.said {
@@ -208,6 +211,14 @@ impl Run {
         tokio::spawn(async move {
             loop {
                 if let Err(error) = consumer.step().await {
+                    // What it was about to look at again has left the log meanwhile. Whoever looks after
+                    // processes starts it again, and it begins where its checkpoints say.
+                    if error.to_string().contains("is not in the log") {
+                        run.sim.log(|_| format!("a consumer stops, and is started again: {error}"));
+                        run.leave(id);
+                        run.start_consumer("consumer again");
+                        return;
+                    }
                     run.sim.log(|_| format!("a consumer stops: {error}"));
                     run.fatal.lock().expect("not poisoned").push(format!("a consumer stops: {error}"));
                     return;
@@ -781,7 +792,9 @@ impl Run {
         }
         self.sim.log(|_| "everything heals".into());
         if self.sim.state().broken {
-            return self.mend_the_log().await;
+            let wrong = self.mend_the_log().await;
+            self.fatal.lock().expect("not poisoned").retain(|why| !why.contains(FOREIGN));
+            return wrong;
         }
         if self.consumers.lock().expect("not poisoned").is_empty() {
             self.start_consumer("consumer last");
@@ -843,14 +856,7 @@ impl Run {
     /// A log lost what was not recorded, and nobody can bring it back: everybody must hear of it. What
     /// an operator gives up is given up, and recording goes on.
     async fn mend_the_log(self: &Arc<Self>) -> Vec<String> {
-        let stopped = || {
-            let mut fatal = self.fatal.lock().expect("not poisoned");
-            let said = std::mem::take(&mut *fatal);
-            let (expected, other): (Vec<String>, Vec<String>) =
-                said.into_iter().partition(|why| why.contains("topic CAR_NUMBER partition"));
-            *fatal = other;
-            !expected.is_empty()
-        };
+        let stopped = || self.fatal.lock().expect("not poisoned").iter().any(|why| why.contains(FOREIGN));
         // Whoever reads its place in the log now, if nobody has yet.
         self.start_consumer("consumer mending");
         let until = Instant::now() + WATCHED_WITHIN * 10;
