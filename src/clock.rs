@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-/// The two clocks are read one after the other; a sleep is longer than what may lie between.
+/// The two clocks are read one after the other, in milliseconds; a sleep is longer than that.
 const AWAKE_MS: u64 = 100;
 
 thread_local! {
@@ -62,8 +62,9 @@ fn slept_ms() -> u64 {
         let time = clock_gettime(clock);
         time.tv_sec * 1000 + time.tv_nsec / 1_000_000
     };
-    let monotonic = ms(ClockId::Monotonic);
-    u64::try_from(ms(ClockId::Boottime) - monotonic).unwrap_or(0)
+    // In this order: held up in between, it comes out shorter and not longer.
+    let boot = ms(ClockId::Boottime);
+    u64::try_from(boot - ms(ClockId::Monotonic)).unwrap_or(0)
 }
 
 /// What is known of the machine's sleep.

@@ -208,7 +208,12 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
             ),
         }
         // Whoever makes orders with another key hears of it before the first is sold here.
-        let noted = timeout(KEY_NOTED_WITHIN, note_key(ids, world)).await;
+        let noted = timeout(KEY_NOTED_WITHIN, async {
+            // Where the first node of a shop is also the first to need the tables.
+            world.ledger.migrate().await.ok()?;
+            note_key(ids, world).await
+        });
+        let noted = noted.await;
         if noted.is_ok_and(|others| others.is_some_and(|others| others >= now_ms())) {
             log::warn!(
                 "other nodes make orders with another key, or without: give all the same SECKILL_KEY_FILE"
