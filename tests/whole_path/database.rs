@@ -391,7 +391,7 @@ async fn small_packets_are_enough() {
         format!("{{\"padding\":\"{}\",{}", "x".repeat(100_000), &json[1..]).into_bytes()
     };
     let messages = (0..30).map(|offset| Message { offset, value: large(1 + offset as u64) }).collect();
-    let part = Part { partition: 0, from: None, messages };
+    let part = Part { partition: 0, from: None, messages, upto: None };
     let posted = ledger.post(&Batch { topic: "large".to_owned(), parts: vec![part] }).await.unwrap();
     assert_eq!(posted.new, 30);
     root(MYSQL_URL, &format!("delete from {0}.seckill; delete from {0}.seckill_term", database(&servers)));
