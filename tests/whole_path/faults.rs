@@ -146,7 +146,6 @@ async fn redis_away() {
 async fn servers_started_last() {
     let kafka = Shared::take("kafka").await;
     let mut servers = Servers::prepare();
-    // A database that is missing would end the consumer: no waiting makes one.
     servers.make_database().await;
     kafka.is("stop");
     script(&["stop", "mariadb"]);
