@@ -58,7 +58,11 @@ pub enum ReaderError {
     /// Not reachable: worth trying again.
     #[error("the journal is away: {0}")]
     Away(String),
-    /// An offset outside the log: stop and say so.
+    /// What was to be read next is not in the log any more: start once more from the checkpoints,
+    /// which say whether that matters.
+    #[error("{0}")]
+    Outside(String),
+    /// The log contradicts the checkpoints: stop and say so.
     #[error("{0}")]
     Foreign(String),
 }

@@ -47,6 +47,8 @@ pub struct Consumer {
     assigned: Vec<i32>,
     /// Whether the partitions assigned were started at the ledger's checkpoints.
     started: bool,
+    /// Whether they were started once more, for what was read last was not in the log.
+    once_more: bool,
     checkpoints: BTreeMap<i32, Checkpoint>,
     /// Partitions of which the message before the checkpoint is still to be seen again.
     unverified: BTreeMap<i32, Checkpoint>,
@@ -91,6 +93,7 @@ pub enum StepError {
 enum Trouble {
     Away(String),
     Moved,
+    Outside(String),
     Fatal(StepError),
 }
 
@@ -112,6 +115,7 @@ impl From<ReaderError> for Trouble {
     fn from(error: ReaderError) -> Self {
         match error {
             ReaderError::Away(_) => Self::Away(error.to_string()),
+            ReaderError::Outside(why) => Self::Outside(why),
             ReaderError::Foreign(why) => Self::Fatal(StepError::Foreign(why)),
         }
     }
@@ -130,6 +134,7 @@ impl Consumer {
             topic,
             assigned: Vec::new(),
             started: true,
+            once_more: false,
             checkpoints: BTreeMap::new(),
             unverified: BTreeMap::new(),
             batch: None,
@@ -164,6 +169,12 @@ impl Consumer {
                 self.wait().await?;
                 Ok(Step::Moved)
             }
+            // A log that was cut where it is recorded: the checkpoints say so.
+            Err(Trouble::Outside(_)) if !self.once_more => {
+                (self.once_more, self.started) = (true, false);
+                Ok(Step::Moved)
+            }
+            Err(Trouble::Outside(why)) => Err(StepError::Foreign(why)),
             Err(Trouble::Away(why)) => {
                 self.wait().await?;
                 Ok(Step::Away(why))
@@ -209,6 +220,7 @@ impl Consumer {
                 self.start().await
             }
             Read::Messages(messages) => {
+                self.once_more = false;
                 let mut parts = Vec::new();
                 for (partition, messages) in messages {
                     parts.extend(self.part(partition, messages)?);
@@ -349,9 +361,8 @@ impl Consumer {
         let until = Instant::now() + self.backoff;
         match self.reader.read(0, self.backoff).await.map_err(Trouble::from) {
             Ok(Read::Assigned(partitions)) => self.assign(partitions),
-            Ok(Read::Quiet | Read::Passed(_)) | Err(Trouble::Away(_) | Trouble::Moved) => {
-                sleep_until(until).await
-            }
+            Ok(Read::Quiet | Read::Passed(_))
+            | Err(Trouble::Away(_) | Trouble::Moved | Trouble::Outside(_)) => sleep_until(until).await,
             // Not asked for. They are not lost: it begins again where the ledger ends.
             Ok(Read::Messages(_)) => {
                 self.batch = None;

@@ -1211,7 +1211,7 @@ impl Reader for Member {
                     {
                         let why =
                             format!("topic {TOPIC} partition {partition}: offset {at} is not in the log");
-                        return Err(ReaderError::Foreign(why));
+                        return Err(ReaderError::Outside(why));
                     }
                     let (messages, next) = log.read(*at, max);
                     if let Some(last) = messages.last() {

@@ -262,14 +262,16 @@ impl KafkaReader {
         let wanted = self.positions.iter();
         let wanted: Checkpoints = wanted.map(|(it, next)| (*it, Checkpoint::NOTHING.passed(*next))).collect();
         match self.watermarks(wanted.keys().copied().collect()).await {
-            Ok(extents) => match progress::behind(&self.topic, &wanted, &extents, &wanted) {
-                Err(contradiction) => contradiction.into(),
-                Ok(_) => ReaderError::Foreign(format!(
-                    "topic {}: Kafka no longer has an offset that it had: the topic was recreated, or lost its tail; \
+            Ok(extents) => {
+                ReaderError::Outside(match progress::behind(&self.topic, &wanted, &extents, &wanted) {
+                    Err(contradiction) => contradiction.to_string(),
+                    Ok(_) => format!(
+                        "topic {}: Kafka no longer has an offset that it had: the topic was recreated, or lost its tail; \
                      {ANOTHER_TOPIC}",
-                    self.topic
-                )),
-            },
+                        self.topic
+                    ),
+                })
+            }
             Err(error) => error,
         }
     }
