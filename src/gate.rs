@@ -38,6 +38,16 @@ impl Window {
     }
 }
 
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let at = |ms: Option<i64>, otherwise: &str| {
+            let at = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            at.map_or_else(|| otherwise.to_owned(), |at| at.to_string())
+        };
+        write!(f, "from {} until {}", at(self.opens_at, "now on"), at(self.closes_at, "it is sold out"))
+    }
+}
+
 /// This node's clock, in Unix milliseconds.
 #[must_use]
 pub fn now_ms() -> i64 {

@@ -358,7 +358,7 @@ function hear(answer, wasInDoubt, round, tried) {
       if (isRefusal(answer)) {
         // This request took nothing; an earlier one, whose answer was lost, may have.
         remember({ ...attempt, inDoubt: wasInDoubt });
-        notice = answer.code;
+        notice = wasInDoubt && answer.code === 'not_open' ? 'unknown' : answer.code;
         tried.refused += 1;
         // "Not open" in the first instant is a matter of milliseconds, and a second late is too late.
         const first = answer.code === 'not_open' ? TURN_SPREAD_MS * 1.6 ** (tried.refused - 1) : BACKOFF_FIRST_MS;

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser};
@@ -77,6 +78,14 @@ pub struct Settings {
     /// Closing time, likewise [default: never]
     #[arg(long, global = true, env = "SECKILL_CLOSES_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub closes_at: Option<i64>,
+
+    /// How long a node that was told to stop goes on serving, so that balancers notice: 5s, 500ms, 0
+    #[arg(long, global = true, env = "SECKILL_DRAIN", value_name = "TIME", default_value = "5s", value_parser = time_span)]
+    pub drain: Duration,
+
+    /// Other sites whose pages may buy here, as https://shop.example,https://www.example [default: none]
+    #[arg(long, global = true, env = "SECKILL_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub allowed_origins: Vec<String>,
 
     /// The addresses of the servers world; they may carry passwords, so they are no flags.
     #[command(flatten)]
@@ -313,6 +322,30 @@ fn topic(text: &str) -> Result<String, String> {
         Ok(text.to_owned())
     } else {
         Err("give 1 to 200 of the characters a-z, A-Z, 0-9, '.', '_', '-'".into())
+    }
+}
+
+/// `5s`, `500ms`, `1m`, or a whole number of seconds.
+fn time_span(text: &str) -> Result<Duration, String> {
+    /// Whoever stops a program ends it the hard way after some time.
+    const LONGEST: Duration = Duration::from_secs(300);
+    let (number, unit) = text.split_at(text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len()));
+    let span = number.parse::<u32>().ok().and_then(|number| match unit {
+        "ms" => Some(Duration::from_millis(number.into())),
+        "s" | "" => Some(Duration::from_secs(number.into())),
+        "m" => Some(Duration::from_secs(60 * u64::from(number))),
+        _ => None,
+    });
+    span.filter(|span| *span <= LONGEST).ok_or_else(|| "give a time such as 5s, 500ms, or 0, up to 5m".into())
+}
+
+/// As browsers say it: scheme and host, and a port where it is not the scheme's own.
+fn origin(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']) => Ok(text.to_owned()),
+        _ => Err("give origins such as https://shop.example, without a path, one after the other with commas".into()),
     }
 }
 

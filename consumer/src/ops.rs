@@ -5,15 +5,22 @@ use std::sync::Arc;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
-use actix_web::http::header::{self, ContentType};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::{DefaultHeaders, Next, from_fn};
-use actix_web::{App, Error, HttpResponse, web};
+use actix_web::{App, Error, HttpRequest, HttpResponse, web};
 use prometheus::{Encoder, Registry, TextEncoder};
+use serde_json::json;
 
 use crate::web::{Capacity, within_limits};
 
 /// One scraper and one probe need no more, and some people who look.
 const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1 };
+
+/// What can be done with everything here.
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
 /// Says whether the program can do its work now; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -29,7 +36,7 @@ struct Ops {
 /// When the listener cannot be used.
 pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io::Result<Server> {
     let ops = web::Data::new(Ops { registry, ready });
-    crate::web::serve(listener, CAPACITY, move || {
+    crate::web::serve(listener, CAPACITY, Arc::new(words), move || {
         App::new()
             .app_data(ops.clone())
             .wrap(from_fn(limited))
@@ -38,27 +45,51 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
                     .add((header::CACHE_CONTROL, "no-store"))
                     .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff")),
             )
-            .route("/livez", web::get().to(livez))
-            .route("/readyz", web::get().to(readyz))
-            .route("/metrics", web::get().to(metrics))
+            .service(resource("/livez").route(web::get().to(livez)).route(web::head().to(livez)))
+            .service(resource("/readyz").route(web::get().to(readyz)).route(web::head().to(readyz)))
+            .service(resource("/metrics").route(web::get().to(metrics)).route(web::head().to(metrics)))
+            .default_service(web::to(async || problem(StatusCode::NOT_FOUND)))
     })
 }
 
 async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
     match within_limits(request).await {
-        Ok(request) => next.call(request).await,
-        Err((request, status)) => Ok(ServiceResponse::new(request, HttpResponse::new(status))),
+        Ok((request, _)) => next.call(request).await,
+        Err((request, status)) => Ok(ServiceResponse::new(request, problem(status))),
     }
 }
 
+/// A path that says what can be done with it.
+fn resource(path: &str) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(async |request: HttpRequest| {
+        let mut answer = if request.method() == Method::OPTIONS {
+            HttpResponse::NoContent().finish()
+        } else {
+            problem(StatusCode::METHOD_NOT_ALLOWED)
+        };
+        answer.headers_mut().insert(header::ALLOW, ALLOW);
+        answer
+    }))
+}
+
+fn problem(status: StatusCode) -> HttpResponse {
+    HttpResponse::build(status).content_type("application/problem+json; charset=utf-8").body(words(status))
+}
+
+/// The body of a problem (RFC 9457).
+fn words(status: StatusCode) -> String {
+    json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16() })
+        .to_string()
+}
+
 async fn livez() -> HttpResponse {
-    HttpResponse::Ok().content_type(ContentType::plaintext()).body("ok")
+    HttpResponse::Ok().content_type(TEXT).body("ok")
 }
 
 async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
     match (ops.ready)() {
-        Ok(()) => HttpResponse::Ok().content_type(ContentType::plaintext()).body("ok"),
-        Err(why) => HttpResponse::ServiceUnavailable().content_type(ContentType::plaintext()).body(why),
+        Ok(()) => HttpResponse::Ok().content_type(TEXT).body("ok"),
+        Err(why) => HttpResponse::ServiceUnavailable().content_type(TEXT).body(why),
     }
 }
 
@@ -67,6 +98,6 @@ async fn metrics(ops: web::Data<Ops>) -> HttpResponse {
     let mut text = Vec::new();
     match encoder.encode(&ops.registry.gather(), &mut text) {
         Ok(()) => HttpResponse::Ok().content_type(encoder.format_type()).body(text),
-        Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+        Err(error) => HttpResponse::InternalServerError().content_type(TEXT).body(error.to_string()),
     }
 }

@@ -7,10 +7,13 @@ use actix_web::{HttpResponse, web};
 use super::answer::head;
 
 /// Path, type and bytes of everything the page needs.
-const FILES: [(&str, &str, &[u8]); 4] = [
+const FILES: [(&str, &str, &[u8]); 7] = [
     ("/", "text/html; charset=utf-8", include_bytes!("../../static/index.html")),
     ("/app.js", "text/javascript; charset=utf-8", include_bytes!("../../static/app.js")),
     ("/style.css", "text/css; charset=utf-8", include_bytes!("../../static/style.css")),
+    ("/words.js", "text/javascript; charset=utf-8", include_bytes!("../../static/words.js")),
+    ("/clock.js", "text/javascript; charset=utf-8", include_bytes!("../../static/clock.js")),
+    ("/poster.svg", "image/svg+xml", include_bytes!("../../static/poster.svg")),
     ("/favicon.svg", "image/svg+xml", include_bytes!("../../static/favicon.svg")),
 ];
 
@@ -19,10 +22,7 @@ const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; f
 
 pub(super) fn routes(app: &mut web::ServiceConfig) {
     for (path, kind, bytes) in FILES {
-        let answer = move || async move { file(kind, bytes) };
-        app.service(
-            super::resource(path, "GET, HEAD").route(web::get().to(answer)).route(web::head().to(answer)),
-        );
+        app.service(super::readable(path, move || async move { file(kind, bytes) }));
     }
 }
 

@@ -48,7 +48,7 @@ impl Served {
             let (window, sold) = (Window::default(), Arc::<MemoryStock>::clone(&stock));
             let shop = Shop::open(sold, journal, ledger, window, metrics.clone());
             shop.tills()[0].refreshed().await;
-            tokio::spawn(serve(listener, Front { shop, window, metrics }, 4096).unwrap());
+            tokio::spawn(serve(listener, Front { shop, window, metrics, origins: Vec::new(), draining: Arc::default() }, 4096).unwrap());
             stock
         });
         Self { address, stock, runtime, _folder: folder }

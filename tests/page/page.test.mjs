@@ -4,22 +4,11 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, describe, test } from 'node:test';
-import { openBrowser } from './browser.mjs';
-import { late, openShop, pending, problem, silence, soldOut, success } from './stub.mjs';
-
-const PATIENCE_MS = 20_000; // a loaded machine is slow, and a wait that succeeds costs nothing
-const ORDER = '0190a000-0000-7000-8000-00000000abcd';
-const HOUR_MS = 3_600_000;
-
-let browser;
-before(async () => {
-  browser = await openBrowser();
-});
-after(() => browser?.close());
+import { describe, test } from 'node:test';
+import { late, pending, problem, silence, soldOut, success } from './stub.mjs';
+import { HOUR_MS, ORDER, PATIENCE_MS, buy, canBuy, digits, freePort, keys, pageTest, sees, setHidden, text, until, visitPage } from './telling.mjs';
 
 // Side by side: nearly all of it is waiting.
 describe('the page, against scripted answers', { concurrency: 3 }, () => {
@@ -455,90 +444,3 @@ test('the page, against the program: sells three units to three buyers, then say
     throw error;
   }
 });
-
-// ---- What the tests are told in
-
-/** A test with a shop of its own; `visit` opens its page. */
-function pageTest(name, body) {
-  test(name, async (t) => {
-    const shop = await openShop();
-    try {
-      await body({ shop, visit: ({ query = '', ...options } = {}) => visitPage(t, shop.url + query, options) });
-    } finally {
-      t.after(() => shop.close()); // after the pages, which would complain
-    }
-  });
-}
-
-/** A page in a browser context of its own: another buyer. Whatever it complains of fails the test. */
-async function visitPage(t, url, { init, ...options } = {}) {
-  const context = await browser.newContext({ locale: 'en-US', ...options });
-  const complaints = [];
-  context.on('weberror', (error) => complaints.push(String(error.error())));
-  context.on('console', (message) => {
-    // The browser logs every refused or failed request by itself; the scripts answer with many.
-    const ofTheNetwork = message.text().startsWith('Failed to load resource') && message.location().url.includes('/seckill/');
-    if (['error', 'warning'].includes(message.type()) && !ofTheNetwork) complaints.push(message.text());
-  });
-  t.after(async () => {
-    await context.close();
-    assert.deepEqual(complaints, [], 'the browser complained (script error, console error, or Content-Security-Policy)');
-  });
-  if (init) await context.addInitScript(init);
-  const page = await context.newPage();
-  await page.goto(url);
-  return page;
-}
-
-async function buy(page) {
-  await page.locator('#buy[aria-disabled="false"]').click({ timeout: PATIENCE_MS });
-}
-
-async function canBuy(page) {
-  return (await page.locator('#buy').getAttribute('aria-disabled')) === 'false';
-}
-
-function text(page, selector) {
-  return page.locator(selector).textContent();
-}
-
-async function digits(page) {
-  const cells = await page.locator('#clock li').allTextContents();
-  return cells.map((cell) => cell.match(/\d+/)[0]).join(':');
-}
-
-async function sees(page, selector, wanted) {
-  let seen;
-  await until(
-    () => `${selector} to read “${wanted}”; it reads “${seen}”`,
-    async () => (seen = await text(page, selector)) === wanted,
-  );
-}
-
-async function until(what, isSo) {
-  const deadline = performance.now() + PATIENCE_MS;
-  while (!(await isSo())) {
-    if (performance.now() > deadline) assert.fail(`waited in vain for ${typeof what === 'function' ? what() : what}`);
-    await new Promise((resolve) => setTimeout(resolve, 25));
-  }
-}
-
-function setHidden(page, hidden) {
-  return page.evaluate((value) => {
-    Object.defineProperty(document, 'hidden', { value, configurable: true });
-    document.dispatchEvent(new Event('visibilitychange'));
-  }, hidden);
-}
-
-function keys(shop) {
-  return new Set(shop.attempts.map((attempt) => attempt.key));
-}
-
-async function freePort() {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address();
-  server.close();
-  await once(server, 'close');
-  return port;
-}
