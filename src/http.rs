@@ -219,16 +219,16 @@ where
     Args: FromRequest + 'static,
     H::Output: Responder + 'static,
 {
-    resource(path, "GET, HEAD, OPTIONS")
-        .route(web::get().to(handler.clone()))
-        .route(web::head().to(handler))
+    resource(path, "GET, HEAD, OPTIONS").route(web::get().to(handler.clone())).route(web::head().to(handler))
 }
 
 /// A path that says which methods it knows.
 fn resource(path: &str, methods: &'static str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
         let mut answer = if request.method() == Method::OPTIONS {
-            HttpResponse::NoContent().finish()
+            let mut answer = HttpResponse::NoContent();
+            answer.insert_header((header::CACHE_CONTROL, answer::NO_STORE));
+            answer.insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff")).finish()
         } else {
             problem(&request, Code::MethodNotAllowed, None)
         };

@@ -5,11 +5,20 @@ use std::time::Duration;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// Bounds in seconds: a purchase takes a millisecond when all is well, and 5 s at most.
-const SECONDS: [f64; 14] = [0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+const SECONDS: [f64; 14] =
+    [0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
 /// What an attempt can come to: the `code`s of its answers.
 const OUTCOMES: [&str; 10] = [
-    "success", "sold_out", "pending", "not_open", "closed", "not_on_sale", "busy", "unavailable", "bad_request",
+    "success",
+    "sold_out",
+    "pending",
+    "not_open",
+    "closed",
+    "not_on_sale",
+    "busy",
+    "unavailable",
+    "bad_request",
     "cross_site",
 ];
 

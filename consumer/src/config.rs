@@ -344,8 +344,13 @@ fn origin(text: &str) -> Result<String, String> {
     let text = text.trim();
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     match host {
-        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']) => Ok(text.to_owned()),
-        _ => Err("give origins such as https://shop.example, without a path, one after the other with commas".into()),
+        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']) => {
+            Ok(text.to_owned())
+        }
+        _ => {
+            Err("give origins such as https://shop.example, without a path, one after the other with commas"
+                .into())
+        }
     }
 }
 

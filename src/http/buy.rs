@@ -42,7 +42,13 @@ static SOLD_OUT_EN: LazyLock<Bytes> = LazyLock::new(|| sold_out_body(Language::E
 
 fn sold_out_body(language: Language) -> Bytes {
     let code = Code::SoldOut;
-    let body = Body { code: code.name(), messages: code.message(language, 0), num: Some(0), order: None, epoch: None };
+    let body = Body {
+        code: code.name(),
+        messages: code.message(language, 0),
+        num: Some(0),
+        order: None,
+        epoch: None,
+    };
     serde_json::to_vec(&body).unwrap_or_default().into()
 }
 

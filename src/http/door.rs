@@ -38,7 +38,7 @@ pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
         }
         (&Method::GET, "/seckill/getCount") => count::at_the_door(&worker.front, &item()?).map(Way::Answered),
         (&Method::GET, "/seckill/now") => Some(Way::Answered(count::now())),
-        (&Method::GET, path) => page::at_the_door(path).map(Way::Answered),
+        (&Method::GET, path) => page::at_the_door(headers, path).map(Way::Answered),
         _ => None,
     }
 }

@@ -257,7 +257,9 @@ impl Run {
         };
         self.sim.log(|state| {
             let said = match told.said {
-                Some(Purchase::Bought { order, left, .. }) => format!("BOUGHT {} left {left}", state.name(order)),
+                Some(Purchase::Bought { order, left, .. }) => {
+                    format!("BOUGHT {} left {left}", state.name(order))
+                }
                 Some(Purchase::Pending { order, .. }) => format!("pending {}", state.name(order)),
                 other => format!("{other:?}"),
             };

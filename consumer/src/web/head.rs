@@ -25,7 +25,9 @@ pub(super) fn mend(bytes: &mut [u8]) -> Mended {
     let end = if bytes.ends_with(b"\r\n\r\n") && memmem::find(bytes, b"\n\r\n") == Some(bytes.len() - 3) {
         bytes.len()
     } else {
-        match memmem::find(bytes, b"\n\r\n").map(|at| at + 3).or(memmem::find(bytes, b"\n\n").map(|at| at + 2))
+        match memmem::find(bytes, b"\n\r\n")
+            .map(|at| at + 3)
+            .or(memmem::find(bytes, b"\n\n").map(|at| at + 2))
         {
             Some(end) => end,
             None if bytes.len() < HOLD => return Mended::Wait,
@@ -47,9 +49,9 @@ pub(super) fn mend(bytes: &mut [u8]) -> Mended {
 }
 
 fn says_its_length(headers: &[u8]) -> bool {
-    headers.split(|byte| *byte == b'\n').any(|line| {
-        is(line, b"content-length:") || is(line, b"transfer-encoding:") || line.starts_with(b" ")
-    })
+    headers
+        .split(|byte| *byte == b'\n')
+        .any(|line| is(line, b"content-length:") || is(line, b"transfer-encoding:") || line.starts_with(b" "))
 }
 
 /// Neither a connection's option nor a header that anybody knows, and as long as before.

@@ -33,7 +33,8 @@ mod tests {
 
     #[test]
     fn only_what_is_wordless_is_found() {
-        let bare = "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let bare =
+            "HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         assert_eq!(wordless(bare.as_bytes()), Some((0, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)));
         let before = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
         let both = format!("{before}{bare}");
