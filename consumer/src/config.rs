@@ -2,7 +2,7 @@
 //!
 //! Both programs accept the whole table and leave alone what is not theirs.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,13 +17,14 @@ pub const EXIT_USAGE: u8 = 64;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Address for buyers
+    /// Address for buyers; `:3030` stands for all of this machine's
     #[arg(
         long,
         global = true,
         env = "SECKILL_LISTEN",
         value_name = "ADDR",
-        default_value = "127.0.0.1:3030"
+        default_value = "127.0.0.1:3030",
+        value_parser = address
     )]
     pub listen: SocketAddr,
 
@@ -33,7 +34,8 @@ pub struct Settings {
         global = true,
         env = "SECKILL_OPS_LISTEN",
         value_name = "ADDR",
-        default_value = "127.0.0.1:3031"
+        default_value = "127.0.0.1:3031",
+        value_parser = address
     )]
     pub ops_listen: SocketAddr,
 
@@ -43,7 +45,8 @@ pub struct Settings {
         global = true,
         env = "SECKILL_CONSUMER_OPS_LISTEN",
         value_name = "ADDR",
-        default_value = "127.0.0.1:3032"
+        default_value = "127.0.0.1:3032",
+        value_parser = address
     )]
     pub consumer_ops_listen: SocketAddr,
 
@@ -71,7 +74,8 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_STOCK", value_name = "N", default_value_t = 1000, value_parser = units)]
     pub stock: u64,
 
-    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h` from start [default: open]
+    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h` from start: from each start anew, so that a
+    /// restart shuts a running sale for as long [default: open]
     #[arg(long, global = true, env = "SECKILL_OPENS_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub opens_at: Option<i64>,
 
@@ -325,6 +329,18 @@ fn topic(text: &str) -> Result<String, String> {
     }
 }
 
+/// `127.0.0.1:3030`, `[::1]:3030`, `localhost:3030`, or `:3030`.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    if let Some(port) = text.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()) {
+        return Ok(SocketAddr::from(([0, 0, 0, 0], port)));
+    }
+    let known = text.to_socket_addrs().ok().and_then(|mut known| known.next());
+    known.ok_or_else(|| "give an address such as 127.0.0.1:3030, localhost:3030, or :3030 for all".into())
+}
+
 /// `5s`, `500ms`, `1m`, or a whole number of seconds.
 fn time_span(text: &str) -> Result<Duration, String> {
     /// Whoever stops a program ends it the hard way after some time.
@@ -405,6 +421,26 @@ mod tests {
         for wrong in ["", "+", "+5", "5m", "+-5m", "+5d", "tomorrow", "+99999999999h", "+五m", "2026-11-11"]
         {
             assert!(moment(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn addresses_spans_and_origins_are_read() {
+        assert_eq!(address(":3030").map(|it| it.to_string()), Ok("0.0.0.0:3030".into()));
+        assert!(address("localhost:3030").is_ok_and(|it| it.ip().is_loopback() && it.port() == 3030));
+        assert_eq!(address("[::1]:3030").map(|it| it.port()), Ok(3030));
+        for wrong in ["", ":", "localhost", ":99999", "3030", "everywhere"] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+        for (text, millis) in [("0", 0), ("5s", 5_000), ("500ms", 500), ("2", 2_000), ("5m", 300_000)] {
+            assert_eq!(time_span(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for wrong in ["", "s", "-1s", "6m", "1h", "5 s", "99999999999s", "1.5s"] {
+            assert!(time_span(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(origin(" https://shop.example:8443"), Ok("https://shop.example:8443".into()));
+        for wrong in ["", "shop.example", "https://", "https://shop.example/", "https://*.example", "ftp://s"] {
+            assert!(origin(wrong).is_err(), "{wrong}");
         }
     }
 

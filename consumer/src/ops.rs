@@ -35,6 +35,9 @@ struct Ops {
 /// # Errors
 /// When the listener cannot be used.
 pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io::Result<Server> {
+    // What every scrape is expected to have; it cannot be had elsewhere.
+    #[cfg(target_os = "linux")]
+    drop(registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
     let ops = web::Data::new(Ops { registry, ready });
     crate::web::serve(listener, CAPACITY, Arc::new(words), move || {
         App::new()
