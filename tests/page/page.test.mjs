@@ -392,6 +392,7 @@ test('the page, against the program: sells three units to three buyers, then say
       SECKILL_OPS_LISTEN: `127.0.0.1:${opsPort}`,
       SECKILL_DATA: join(folder, 'sale.db'),
       SECKILL_STOCK: '3',
+      SECKILL_DRAIN: '0',
     },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
