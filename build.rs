@@ -23,6 +23,7 @@ const FILES: [(&str, &str); 7] = [
     ("index.html", "text/html; charset=utf-8"),
 ];
 
+#[allow(clippy::print_stdout, reason = "how a build script speaks to cargo")]
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=static");
     println!("cargo::rerun-if-changed=build.rs");

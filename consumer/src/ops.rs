@@ -18,9 +18,9 @@ use crate::web::{Capacity, within_limits};
 const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1 };
 
 /// What can be done with everything here.
-const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+const ALLOW: &str = "GET, HEAD, OPTIONS";
 
-const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Says whether the program can do its work now; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -70,7 +70,7 @@ fn resource(path: &str) -> actix_web::Resource {
         } else {
             problem(StatusCode::METHOD_NOT_ALLOWED)
         };
-        answer.headers_mut().insert(header::ALLOW, ALLOW);
+        answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(ALLOW));
         answer
     }))
 }

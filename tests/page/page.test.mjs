@@ -1,14 +1,9 @@
-// The buy page in a real browser: first against scripted answers, then against the program itself.
+// The buy page in a real browser, against scripted answers.
 
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { describe, test } from 'node:test';
+import { describe } from 'node:test';
 import { late, pending, problem, silence, soldOut, success } from './stub.mjs';
-import { HOUR_MS, ORDER, PATIENCE_MS, buy, canBuy, digits, freePort, keys, pageTest, sees, setHidden, text, until, visitPage } from './telling.mjs';
+import { HOUR_MS, ORDER, buy, canBuy, digits, keys, pageTest, sees, setHidden, text, until } from './telling.mjs';
 
 // Side by side: nearly all of it is waiting.
 describe('the page, against scripted answers', { concurrency: 3 }, () => {
@@ -373,75 +368,4 @@ describe('the page, against scripted answers', { concurrency: 3 }, () => {
     assert.equal(await page.locator('noscript h1').isVisible(), true);
     assert.equal(await page.locator('#buy').isVisible(), false);
   });
-});
-
-test('the page, against the program: sells three units to three buyers, then says sold out', async (t) => {
-  const program = process.env.SECKILL_BIN;
-  assert.ok(program, 'SECKILL_BIN is not set: it names the seckill program that this test runs');
-
-  const folder = await mkdtemp(join(tmpdir(), 'seckill-page-'));
-  t.after(() => rm(folder, { recursive: true, force: true }));
-  const [port, opsPort] = [await freePort(), await freePort()];
-  const url = `http://127.0.0.1:${port}/`;
-  const logs = [];
-  const service = spawn(program, ['serve'], {
-    cwd: folder, // no `.env` of whoever runs the test
-    env: {
-      PATH: process.env.PATH,
-      SECKILL_LISTEN: `127.0.0.1:${port}`,
-      SECKILL_OPS_LISTEN: `127.0.0.1:${opsPort}`,
-      SECKILL_DATA: join(folder, 'sale.db'),
-      SECKILL_STOCK: '3',
-      SECKILL_DRAIN: '0',
-    },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  const ended = once(service, 'exit');
-  ended.catch(() => {}); // awaited below
-  for (const stream of [service.stdout, service.stderr]) stream.on('data', (data) => logs.push(data));
-  t.after(() => service.kill('SIGKILL'));
-
-  try {
-    await until('the program to open the sale', async () => {
-      const tooEarly = ended.then(([code]) => assert.fail(`the program ended by itself with exit code ${code}`));
-      const count = fetch(`${url}seckill/getCount`).then((response) => response.json()).catch(() => null);
-      return (await Promise.race([count, tooEarly]))?.state === 'open';
-    });
-
-    const first = await visitPage(t, url);
-    await sees(first, '#chip', 'On sale now');
-    await sees(first, '#left', '3');
-    await buy(first);
-    await first.locator('#receipt').waitFor();
-    const order = await text(first, '#order');
-    assert.match(order, /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
-    await first.reload();
-    await sees(first, '#left', '2');
-    await sees(first, '#order', order);
-
-    const orders = new Set([order]);
-    for (const left of ['1', '0']) {
-      const page = await visitPage(t, url);
-      await buy(page);
-      await page.locator('#receipt').waitFor();
-      orders.add(await text(page, '#order'));
-      await sees(page, '#left', left);
-    }
-    assert.equal(orders.size, 3);
-
-    const fourth = await visitPage(t, url);
-    await sees(fourth, '#chip', 'Sold out');
-    await sees(fourth, '#left', '0');
-    assert.equal(await canBuy(fourth), false);
-    await sees(first, '#left', '0');
-    await sees(first, '#order', order);
-
-    service.kill('SIGTERM');
-    assert.deepEqual(await ended, [0, null], 'exit code after SIGTERM');
-    await sees(fourth, '#hint', 'Cannot reach the shop, trying again…');
-    assert.equal(await text(fourth, '#chip'), 'Sold out');
-  } catch (error) {
-    t.diagnostic(`the program said: ${Buffer.concat(logs)}`);
-    throw error;
-  }
 });

@@ -25,7 +25,7 @@ async fn headers_and_paths() {
     let embedded = Embedded::new(1);
     let node = embedded.node(&[]).await;
     let order = "/seckill/orders/00000000-0000-4000-8000-000000000000";
-    let cases: [Case; 21] = [
+    let cases: [Case; 24] = [
         ("GET", "/", &[], 200, "no-cache"),
         ("HEAD", "/", &[], 200, "no-cache"),
         ("GET", "/app.js", &[], 200, "no-cache"),
