@@ -113,7 +113,9 @@ async fn run(
     log::info!("seckill {version} sells on http://{}, ops on http://{}", describe(&buyers), describe(&ops));
     log::info!("the sale is open {window}");
     if window.before_opening() && std::env::var("SECKILL_OPENS_AT").is_ok_and(|set| set.starts_with('+')) {
-        log::warn!("SECKILL_OPENS_AT counts from each start: a restart shuts the sale as long again; give a time");
+        log::warn!(
+            "SECKILL_OPENS_AT counts from each start: a restart shuts the sale as long again; give a time"
+        );
     }
     let ops = consumer::ops::serve(ops, registry, ready).map_err(|error| error.to_string())?;
     let ops_handle = ops.handle();

@@ -439,7 +439,8 @@ mod tests {
             assert!(time_span(wrong).is_err(), "{wrong}");
         }
         assert_eq!(origin(" https://shop.example:8443"), Ok("https://shop.example:8443".into()));
-        for wrong in ["", "shop.example", "https://", "https://shop.example/", "https://*.example", "ftp://s"] {
+        for wrong in ["", "shop.example", "https://", "https://shop.example/", "https://*.example", "ftp://s"]
+        {
             assert!(origin(wrong).is_err(), "{wrong}");
         }
     }
