@@ -15,6 +15,7 @@ const itemQuery = item === null ? '' : `?item=${encodeURIComponent(item)}`;
 const attemptSlot = `seckill.attempt.${item ?? 'counter'}`;
 const earlierSlot = `seckill.earlier.${item ?? 'counter'}`;
 const languageSlot = 'seckill.language';
+const probeSlot = 'seckill.probe';
 
 const POLL_LEAST_MS = 250; // whatever the shop asks for, one page is not a flood,
 const POLL_MOST_MS = 30_000; // and never looks dead
@@ -73,7 +74,7 @@ function start() {
   addEventListener('error', (event) => event.error && admit(event.error));
   addEventListener('unhandledrejection', (event) => admit(event.reason));
   language = recall(languageSlot, (it) => it in WORDS) ?? preferredLanguage();
-  if (attempt !== null) store(attemptSlot, attempt);
+  store(probeSlot, 0); // whether anything is kept here
   at('buy').addEventListener('click', press);
   // A key that is held down presses once.
   at('buy').addEventListener('keydown', (event) => event.repeat && event.preventDefault());
@@ -649,7 +650,9 @@ async function claimKey() {
 /** Looks at what other tabs have written: no event tells of it to a page that slept in the history. */
 function reread() {
   if (!keeps) return;
-  attempt = wiser(recall(attemptSlot, isAttempt), attempt);
+  const stored = recall(attemptSlot, isAttempt);
+  attempt = wiser(stored, attempt);
+  if (attempt !== stored) store(attemptSlot, attempt); // a tab that knew less has written since
   earlier = recall(earlierSlot, isOrders) ?? [];
 }
 

@@ -115,6 +115,21 @@ describe('one buyer, one unit', { concurrency: 3 }, () => {
     });
   }
 
+  pageTest('a tab that knows less writes over the order: it is written again', async ({ shop, visit }) => {
+    shop.answers = [success(ORDER)];
+    const page = await visit();
+    await buy(page);
+    await sees(page, '#order', ORDER);
+    await page.evaluate(() => {
+      const slot = 'seckill.attempt.counter';
+      localStorage.setItem(slot, JSON.stringify({ ...JSON.parse(localStorage.getItem(slot)), order: null, bought: false }));
+      dispatchEvent(new StorageEvent('storage', { key: slot }));
+    });
+    shop.down = true;
+    await page.reload();
+    await sees(page, '#order', ORDER);
+  });
+
   for (const locks of [true, false]) {
     pageTest(`two tabs pressed in the same instant take one unit, ${locks ? 'with' : 'without'} locks`, async ({ shop, visit }) => {
       // As if neither had had time for a key.

@@ -16,7 +16,7 @@ const HOUR_MS = 3_600_000;
 /** A name, what the shop is like, and what to do when the page is there. */
 const STATES = [
   ['opening in days', { opensAt: 52 * HOUR_MS }],
-  ['opening in seconds', { opensAt: 42_000 }],
+  ['opening in minutes', { opensAt: 600_000 }],
   ['open', { closesAt: HOUR_MS / 4 }],
   ['pressed', {}, press, [late(60_000, silence)]],
   ['bought', {}, press, [success(ORDER)]],
