@@ -1,6 +1,6 @@
 //! How both programs serve HTTP: with a limit on everything that a client can make them hold.
 //!
-//! The library knows a time limit for a connection's first head only. [`patient`] adds the rest:
+//! The library knows a time limit for a connection's first head only. `patient` adds the rest:
 //! whatever a client sends slowly, never ends, or does not read, its connection is closed.
 
 mod head;
