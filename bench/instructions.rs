@@ -139,7 +139,13 @@ fn requests(units: u64, request: fn() -> test::TestRequest) -> Piece {
         for till in shop.tills() {
             till.refreshed().await;
         }
-        let app = http::service(web::Data::new(Front { shop, window, metrics }));
+        let app = http::service(web::Data::new(Front {
+            shop,
+            window,
+            metrics,
+            origins: Vec::new(),
+            draining: Arc::default(),
+        }));
         let app = app.new_service(AppConfig::default()).await.expect("a service");
         let one = |_| request().to_request();
         let mut requests: Vec<_> = (0..=MANY).map(one).collect();

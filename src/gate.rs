@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -35,6 +36,16 @@ impl Window {
     #[must_use]
     pub fn after_closing(&self) -> bool {
         self.closes_at.is_some_and(|at| now_ms() >= at)
+    }
+}
+
+impl std::fmt::Display for Window {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let at = |ms: Option<i64>, otherwise: &str| {
+            let at = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
+            at.map_or_else(|| otherwise.to_owned(), |at| at.to_string())
+        };
+        write!(f, "from {} until {}", at(self.opens_at, "now on"), at(self.closes_at, "it is sold out"))
     }
 }
 

@@ -12,14 +12,15 @@ use std::net::TcpListener;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use actix_http::{Request, Response};
+use actix_http::{ConnectionType, Request, Response};
 use actix_service::{Service, apply_fn_factory};
 use actix_web::body::BoxBody;
 use actix_web::dev::{AppConfig, Server, ServiceFactory, ServiceRequest, ServiceResponse};
-use actix_web::http::{StatusCode, header};
+use actix_web::http::{Method, StatusCode, header};
 use actix_web::middleware::{Next, from_fn};
-use actix_web::{App, Error, HttpRequest, HttpResponse, web};
+use actix_web::{App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Responder, web};
 use consumer::web::{Capacity, within_limits};
 use serde::Deserialize;
 
@@ -28,7 +29,7 @@ use crate::gate::Window;
 use crate::item::Item;
 use crate::metrics::Metrics;
 use crate::shop::Shop;
-use answer::{Code, problem};
+use answer::{Code, Language, problem, words};
 use door::Way;
 
 /// Open connections: at 12 KiB for an idle one and 21 KiB for one that waits, a gigabyte.
@@ -46,6 +47,10 @@ pub struct Front {
     pub window: Window,
     /// What is counted.
     pub metrics: Metrics,
+    /// Pages of which other sites may buy here: `https://shop.example`.
+    pub origins: Vec<String>,
+    /// Set when the process is going away: every connection ends with its next answer.
+    pub draining: Arc<AtomicBool>,
 }
 
 /// Serves buyers on `listener`, with a worker for each core. Of `open_files`, the process' limit,
@@ -62,7 +67,30 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
         newest_first: false,
     };
     let front = web::Data::new(front);
-    consumer::web::serve(listener, capacity, move || service(front.clone()))
+    let refusing = front.clone();
+    // Of the request nothing is known, not even a language.
+    let refuse = Arc::new(move |status: StatusCode| {
+        refusing.metrics.refused(status.as_u16());
+        let code = match status {
+            StatusCode::REQUEST_TIMEOUT => Code::TooSlow,
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => Code::HeadTooLarge,
+            _ => Code::BadRequest,
+        };
+        words(Language::Zh, code, None)
+    });
+    consumer::web::serve(listener, capacity, refuse, move || service(front.clone()))
+}
+
+impl Front {
+    /// What every answer has in common, whoever made it.
+    fn leave(&self, answer: &mut Response<BoxBody>) {
+        if !answer.status().is_success() && answer.status() != StatusCode::NOT_MODIFIED {
+            self.metrics.refused(answer.status().as_u16());
+        }
+        if self.draining.load(Ordering::Relaxed) {
+            answer.head_mut().set_connection_type(ConnectionType::Close);
+        }
+    }
 }
 
 /// A thread for each core.
@@ -102,11 +130,14 @@ pub fn service(
                 Answer::Later(Box::pin(async { answer.await.map(Into::into) }))
             }
         };
-        async {
-            match answer {
-                Answer::Now(answer) => Ok(answer.into()),
-                Answer::Later(answer) => answer.await,
-            }
+        let worker = Rc::clone(&worker);
+        async move {
+            let mut answer = match answer {
+                Answer::Now(answer) => answer.into(),
+                Answer::Later(answer) => answer.await?,
+            };
+            worker.front.leave(&mut answer);
+            Ok(answer)
         }
     })
 }
@@ -138,22 +169,30 @@ fn app(
         .app_data(worker.front.clone())
         .app_data(worker.desk.clone())
         .app_data(web::QueryConfig::default().error_handler(|error, request| {
-            let answer = problem(request, Code::BadRequest, Some(&error.to_string()));
+            let why = format!("{error}; what is bought is named by ?item=NAME, and by nothing else");
+            let answer = problem(request, Code::BadRequest, Some(&why));
             actix_web::error::InternalError::from_response(error, answer).into()
         }))
         .wrap(from_fn(limited))
         // In the order in which they are asked for.
-        .service(resource("/seckill/seckill", "POST").route(web::post().to(buy::buy)))
-        .service(resource("/seckill/getCount", "GET").route(web::get().to(count::count)))
-        .service(resource("/seckill/orders/{order}", "GET").route(web::get().to(order::order)))
+        .service(resource("/seckill/seckill", "POST, OPTIONS").route(web::post().to(buy::buy)))
+        .service(readable("/seckill/getCount", count::count))
+        .service(readable("/seckill/now", async || count::now()))
+        .service(readable("/seckill/orders/{order}", order::order))
         .configure(page::routes)
         .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
 }
 
-/// Refuses what is too large or too slow in the form of every other refusal.
+/// Refuses what is too large or too slow in the form of every other refusal, and a body that names what
+/// only the address or a header can.
 async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
     let (request, code) = match within_limits(request).await {
-        Ok(request) => return next.call(request).await,
+        Ok((request, body)) => {
+            let Some(why) = misplaced(&body) else { return next.call(request).await };
+            let request = request.into_parts().0;
+            let answer = problem(&request, Code::BadRequest, Some(why));
+            return Ok(ServiceResponse::new(request, answer));
+        }
         Err((request, StatusCode::PAYLOAD_TOO_LARGE)) => (request, Code::BodyTooLarge),
         Err((request, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE)) => (request, Code::HeadTooLarge),
         Err((request, StatusCode::REQUEST_TIMEOUT)) => (request, Code::TooSlow),
@@ -163,16 +202,55 @@ async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<Service
     Ok(ServiceResponse::new(request, answer))
 }
 
+/// What a body says that it cannot say, in JSON or as a form, and where that belongs.
+fn misplaced(body: &[u8]) -> Option<&'static str> {
+    if body.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = match serde_json::from_slice::<serde_json::Map<_, _>>(body) {
+        Ok(members) => members.into_iter().map(|(name, _)| name).collect(),
+        Err(_) => web::Query::<Vec<(String, String)>>::from_query(&String::from_utf8_lossy(body))
+            .map(|pairs| pairs.into_inner().into_iter().map(|(name, _)| name).collect())
+            .unwrap_or_default(),
+    };
+    let multipart = String::from_utf8_lossy(body).to_lowercase();
+    let says = |what: &str| {
+        let plain = |name: &str| name.to_lowercase().replace(['-', '_'], "");
+        names.iter().any(|name| plain(name) == plain(what)) || multipart.contains(&format!("name=\"{what}\""))
+    };
+    if says("item") {
+        return Some("item: the body is not read; put it into the address, as ?item=NAME");
+    }
+    says("idempotency-key").then_some("Idempotency-Key: the body is not read; send it as a header")
+}
+
+/// A path that can be read.
+fn readable<H, Args>(path: &str, handler: H) -> actix_web::Resource
+where
+    H: Handler<Args> + Clone,
+    Args: FromRequest + 'static,
+    H::Output: Responder + 'static,
+{
+    resource(path, "GET, HEAD, OPTIONS").route(web::get().to(handler.clone())).route(web::head().to(handler))
+}
+
 /// A path that says which methods it knows.
 fn resource(path: &str, methods: &'static str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
-        let mut answer = problem(&request, Code::MethodNotAllowed, None);
+        let mut answer = if request.method() == Method::OPTIONS {
+            let mut answer = HttpResponse::NoContent();
+            answer.insert_header((header::CACHE_CONTROL, answer::NO_STORE));
+            answer.insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff")).finish()
+        } else {
+            problem(&request, Code::MethodNotAllowed, None)
+        };
         answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(methods));
         answer
     }))
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Query {
     item: Option<String>,
 }

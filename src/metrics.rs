@@ -4,10 +4,32 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
+/// Bounds in seconds: a purchase takes a millisecond when all is well, and 5 s at most.
+const SECONDS: [f64; 14] =
+    [0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+
+/// What an attempt can come to: the `code`s of its answers.
+const OUTCOMES: [&str; 10] = [
+    "success",
+    "sold_out",
+    "pending",
+    "not_open",
+    "closed",
+    "not_on_sale",
+    "busy",
+    "unavailable",
+    "bad_request",
+    "cross_site",
+];
+
+/// The statuses of answers that are none of what was asked for.
+const REFUSALS: [&str; 9] = ["400", "403", "404", "405", "408", "413", "431", "500", "503"];
+
 /// The selling side's metrics; a clone counts into the same.
 #[derive(Clone)]
 pub struct Metrics {
     attempts: IntCounterVec,
+    refusals: IntCounterVec,
     purchase_seconds: Histogram,
     /// Attempts that went to the stock together.
     pub take_batch_attempts: Histogram,
@@ -29,9 +51,13 @@ impl Metrics {
                 Opts::new("seckill_attempts_total", "Attempts to buy, by the answer's code."),
                 &["outcome"],
             )?,
+            refusals: IntCounterVec::new(
+                Opts::new("seckill_http_refusals_total", "Answers with a status of 400 and more."),
+                &["status"],
+            )?,
             purchase_seconds: Histogram::with_opts(
                 HistogramOpts::new("seckill_purchase_duration_seconds", "From an attempt to its answer.")
-                    .buckets(prometheus::exponential_buckets(0.000_5, 2.0, 14)?),
+                    .buckets(SECONDS.to_vec()),
             )?,
             take_batch_attempts: Histogram::with_opts(
                 HistogramOpts::new(
@@ -55,6 +81,14 @@ impl Metrics {
             )?,
         };
         registry.register(Box::new(metrics.ledger_away.clone()))?;
+        // A counter that is not there before it counts hides its first increase.
+        for outcome in OUTCOMES {
+            drop(metrics.attempts.with_label_values(&[outcome]));
+        }
+        for status in REFUSALS {
+            drop(metrics.refusals.with_label_values(&[status]));
+        }
+        registry.register(Box::new(metrics.refusals.clone()))?;
         registry.register(Box::new(metrics.shut.clone()))?;
         registry.register(Box::new(metrics.attempts.clone()))?;
         registry.register(Box::new(metrics.purchase_seconds.clone()))?;
@@ -64,10 +98,17 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts an attempt that was answered.
-    pub fn answered(&self, outcome: &str, took: Duration) {
+    /// Counts an attempt that was answered, and how long it took, if it had to be asked about.
+    pub fn answered(&self, outcome: &str, took: Option<Duration>) {
         self.attempts.with_label_values(&[outcome]).inc();
-        self.purchase_seconds.observe(took.as_secs_f64());
+        if let Some(took) = took {
+            self.purchase_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// Counts an answer that is none of what was asked for.
+    pub fn refused(&self, status: u16) {
+        self.refusals.with_label_values(&[&status.to_string()]).inc();
     }
 
     /// Shows what is left of an item; one that is not on sale has no such line.

@@ -45,7 +45,7 @@ const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
 /// How often the ledger is asked whether it answers.
 const LEDGER_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
-/// The parts of a shut-down, whose sum stays within 15 s: buyers in flight have 6 s (see
+/// The parts of a shut-down after the draining, whose sum stays within 15 s: buyers in flight have 6 s (see
 /// [`http`]), then what was taken has this to be acknowledged, ...
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
 /// ... the producer this, ...
@@ -87,7 +87,8 @@ pub async fn serve(settings: Settings) -> ExitCode {
     if matches!(world.kind, Kind::Servers(_)) && std::env::var_os("SECKILL_STOCK").is_some() {
         log::warn!("SECKILL_STOCK is for the embedded world; here `seckill seed N` puts units on sale");
     }
-    match run(window, world, key, buyers, ops, open_files).await {
+    let (drain, origins) = (settings.drain, settings.allowed_origins);
+    match run(window, world, key, (buyers, ops), open_files, drain, origins).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => failure(&why),
     }
@@ -97,9 +98,10 @@ async fn run(
     window: Window,
     world: World,
     key: Option<Key>,
-    buyers: TcpListener,
-    ops: TcpListener,
+    (buyers, ops): (TcpListener, TcpListener),
     open_files: u64,
+    drain: Duration,
+    origins: Vec<String>,
 ) -> Result<(), String> {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).map_err(|error| error.to_string())?;
@@ -127,10 +129,18 @@ async fn run(
     };
     let describe =
         |listener: &TcpListener| listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-    log::info!("selling on http://{}, ops on http://{}", describe(&buyers), describe(&ops));
+    let version = env!("CARGO_PKG_VERSION");
+    log::info!("seckill {version} sells on http://{}, ops on http://{}", describe(&buyers), describe(&ops));
+    log::info!("the sale is open {window}");
+    if window.before_opening() && std::env::var("SECKILL_OPENS_AT").is_ok_and(|set| set.starts_with('+')) {
+        log::warn!(
+            "SECKILL_OPENS_AT counts from each start: a restart shuts the sale as long again; give a time"
+        );
+    }
     let ops = consumer::ops::serve(ops, registry, ready).map_err(|error| error.to_string())?;
     let ops_handle = ops.handle();
-    let front = http::Front { shop: Arc::clone(&shop), window, metrics };
+    let front =
+        http::Front { shop: Arc::clone(&shop), window, metrics, origins, draining: Arc::clone(&draining) };
     let server = http::serve(buyers, front, open_files).map_err(|error| error.to_string())?;
     let server_handle = server.handle();
     let (server, ops) = (tokio::spawn(server), tokio::spawn(ops));
@@ -146,8 +156,12 @@ async fn run(
             Err(error) => error.to_string(),
         })),
     };
-    log::info!("stopping: buyers in flight get their answer");
     draining.store(true, Ordering::Release);
+    if ended.is_ok() && !drain.is_zero() {
+        log::info!("stopping in {drain:?}, when balancers have noticed; a second signal stops at once");
+        let _ = timeout(drain, terminated()).await;
+    }
+    log::info!("stopping: buyers in flight get their answer");
     server_handle.stop(true).await;
     let _ = server.await;
     shop.close(CLOSE_WITHIN).await;

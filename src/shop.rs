@@ -43,6 +43,8 @@ pub enum Purchase {
         order: Uuid,
         /// Units left after it.
         left: u64,
+        /// The sale it is from.
+        epoch: Uuid,
     },
     /// There is none left.
     SoldOut,
@@ -50,6 +52,8 @@ pub enum Purchase {
     Pending {
         /// The order it is, if it comes about.
         order: Uuid,
+        /// The sale it is from; `None` when the stock did not answer.
+        epoch: Option<Uuid>,
     },
     /// Not made: the sale opens later.
     NotOpen,
@@ -154,14 +158,14 @@ impl Shop {
     /// One attempt to buy one unit, by somebody who waits at `desk`. The same `key` again is the
     /// same attempt.
     pub async fn buy(&self, desk: &Desk, item: &Item, key: Option<&str>) -> Purchase {
-        if self.window.before_opening() {
+        // A winner who asks again must hear of the order whatever window and gate say.
+        if key.is_none() && self.window.before_opening() {
             return Purchase::NotOpen;
         }
         let till = match self.till(item).await {
             Ok(till) => till,
             Err(refusal) => return refusal,
         };
-        // A winner who asks again must hear of the order whatever the gate says.
         if key.is_none()
             && let Gate::Shut(refusal) = till.gate()
         {

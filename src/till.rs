@@ -267,7 +267,7 @@ impl Till {
         let order = attempt.order;
         let (buyer, answered) = desk.wait();
         match self.queue.try_send(Waiting { since: Instant::now(), attempt, buyer }) {
-            Ok(()) => answered.await.unwrap_or(Purchase::Pending { order }),
+            Ok(()) => answered.await.unwrap_or(Purchase::Pending { order, epoch: None }),
             Err(mpsc::error::TrySendError::Full(_)) => Purchase::Busy,
             Err(mpsc::error::TrySendError::Closed(_)) => Purchase::Unavailable,
         }
@@ -372,14 +372,14 @@ impl Till {
                 for (buyer, order) in buyers {
                     let told = match error {
                         StockError::Refused(_) => Purchase::Unavailable,
-                        StockError::Silent(_) => Purchase::Pending { order },
+                        StockError::Silent(_) => Purchase::Pending { order, epoch: None },
                     };
                     answers.add(buyer, told);
                 }
                 return;
             }
         };
-        let (Reply { left, taken, outcomes, standing, .. }, not_taken) = reply;
+        let (Reply { epoch, left, taken, outcomes, standing, .. }, not_taken) = reply;
         // Sold out is sold out, also while the journal is away.
         let not_taken = match (left, not_taken) {
             (Some(0), Purchase::Unavailable) => Purchase::SoldOut,
@@ -399,16 +399,19 @@ impl Till {
                         later.push((buyer, Arc::clone(flight), index));
                         continue;
                     }
-                    None => Purchase::Pending { order },
+                    None => Purchase::Pending { order, epoch },
                 },
                 Outcome::Known(known) if known.open => match known.place(&flights) {
                     Some((flight, index)) => {
                         later.push((buyer, flight, index));
                         continue;
                     }
-                    None => Purchase::Pending { order: known.order },
+                    None => Purchase::Pending { order: known.order, epoch },
                 },
-                Outcome::Known(known) => Purchase::Bought { order: known.order, left: known.remaining },
+                Outcome::Known(known) => match epoch {
+                    Some(epoch) => Purchase::Bought { order: known.order, left: known.remaining, epoch },
+                    None => Purchase::Pending { order: known.order, epoch },
+                },
                 Outcome::SoldOut => Purchase::SoldOut,
                 Outcome::NotOnSale => Purchase::NotOnSale,
                 Outcome::NotTaken => not_taken,
@@ -583,8 +586,11 @@ impl Flight {
             Delivery::Acknowledged => Purchase::Bought {
                 order: sale.order,
                 left: self.batch.remaining.saturating_sub(index as u64),
+                epoch: self.batch.epoch,
             },
-            Delivery::Waiting | Delivery::Unknown => Purchase::Pending { order: sale.order },
+            Delivery::Waiting | Delivery::Unknown => {
+                Purchase::Pending { order: sale.order, epoch: Some(self.batch.epoch) }
+            }
         }
     }
 }
@@ -599,7 +605,9 @@ impl Known {
 /// A success that comes too late is not told as one.
 fn tell(asked: Instant, told: Purchase) -> Purchase {
     match told {
-        Purchase::Bought { order, .. } if elapsed(asked) > TELL_WITHIN => Purchase::Pending { order },
+        Purchase::Bought { order, epoch, .. } if elapsed(asked) > TELL_WITHIN => {
+            Purchase::Pending { order, epoch: Some(epoch) }
+        }
         told => told,
     }
 }

@@ -6,6 +6,7 @@ use std::io::Write as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
@@ -18,7 +19,7 @@ pub const EXIT_USAGE: u8 = 64;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Address for buyers
+    /// Address for buyers; `:3030` stands for all of this machine's
     #[arg(
         long,
         global = true,
@@ -79,13 +80,22 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_STOCK", value_name = "N", default_value_t = 1000, value_parser = units)]
     pub stock: u64,
 
-    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h 30m` from start [default: open]
+    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h 30m` from start: from each start anew, so that a
+    /// restart shuts a running sale for as long [default: open]
     #[arg(long, global = true, env = "SECKILL_OPENS_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub opens_at: Option<i64>,
 
     /// Closing time, likewise [default: never]
     #[arg(long, global = true, env = "SECKILL_CLOSES_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub closes_at: Option<i64>,
+
+    /// How long a node that was told to stop goes on serving, so that balancers notice: 5s, 500ms, 0
+    #[arg(long, global = true, env = "SECKILL_DRAIN", value_name = "TIME", default_value = "5s", value_parser = time_span)]
+    pub drain: Duration,
+
+    /// Other sites whose pages may buy here, as https://shop.example,https://www.example [default: none]
+    #[arg(long, global = true, env = "SECKILL_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub allowed_origins: Vec<String>,
 
     /// The addresses of the servers world; they may carry passwords, so they are no flags.
     #[command(flatten)]
@@ -433,6 +443,35 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// `5s`, `500ms`, `1m`, or a whole number of seconds.
+fn time_span(text: &str) -> Result<Duration, String> {
+    /// Whoever stops a program ends it the hard way after some time.
+    const LONGEST: Duration = Duration::from_secs(300);
+    let (number, unit) = text.split_at(text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len()));
+    let span = number.parse::<u32>().ok().and_then(|number| match unit {
+        "ms" => Some(Duration::from_millis(number.into())),
+        "s" | "" => Some(Duration::from_secs(number.into())),
+        "m" => Some(Duration::from_secs(60 * u64::from(number))),
+        _ => None,
+    });
+    span.filter(|span| *span <= LONGEST).ok_or_else(|| "give a time such as 5s, 500ms, or 0, up to 5m".into())
+}
+
+/// As browsers say it: scheme and host, and a port where it is not the scheme's own.
+fn origin(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']) => {
+            Ok(text.to_owned())
+        }
+        _ => {
+            Err("give origins such as https://shop.example, without a path, one after the other with commas"
+                .into())
+        }
+    }
+}
+
 fn file(text: &str) -> Result<PathBuf, String> {
     match as_meant(text) {
         "" => Err("give a file's name".into()),
@@ -636,6 +675,27 @@ mod tests {
             ("# don't $x", "# don't \\$x"),
         ] {
             assert_eq!(literal(line), literally);
+        }
+    }
+
+    #[test]
+    fn addresses_spans_and_origins_are_read() {
+        assert_eq!(address(":3030").map(|it| it.to_string()), Ok("0.0.0.0:3030".into()));
+        assert!(address("localhost:3030").is_ok_and(|it| it.ip().is_loopback() && it.port() == 3030));
+        assert_eq!(address("[::1]:3030").map(|it| it.port()), Ok(3030));
+        for wrong in ["", ":", "localhost", ":99999", "3030", "everywhere"] {
+            assert!(address(wrong).is_err(), "{wrong}");
+        }
+        for (text, millis) in [("0", 0), ("5s", 5_000), ("500ms", 500), ("2", 2_000), ("5m", 300_000)] {
+            assert_eq!(time_span(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for wrong in ["", "s", "-1s", "6m", "1h", "5 s", "99999999999s", "1.5s"] {
+            assert!(time_span(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(origin(" https://shop.example:8443"), Ok("https://shop.example:8443".into()));
+        for wrong in ["", "shop.example", "https://", "https://shop.example/", "https://*.example", "ftp://s"]
+        {
+            assert!(origin(wrong).is_err(), "{wrong}");
         }
     }
 

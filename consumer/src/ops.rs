@@ -5,16 +5,23 @@ use std::sync::Arc;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::{Server, ServiceRequest, ServiceResponse};
-use actix_web::http::header::{self, ContentType};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::{DefaultHeaders, Next, from_fn};
-use actix_web::{App, Error, HttpResponse, web};
+use actix_web::{App, Error, HttpRequest, HttpResponse, web};
 use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use serde_json::json;
 
 use crate::web::{Capacity, within_limits};
 
 /// One scraper and one probe need no more, and some people who look. Who holds a connection for
 /// long must not keep the next probe out.
 const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1, newest_first: true };
+
+/// What can be done with everything here.
+const ALLOW: &str = "GET, HEAD, OPTIONS";
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Says whether the program can do its work now; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -36,8 +43,11 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
         registry.register(Box::new(readiness.clone())).map(|()| readiness)
     };
     let readiness = register().map_err(std::io::Error::other)?;
+    // What every scrape is expected to have; it cannot be had elsewhere.
+    #[cfg(target_os = "linux")]
+    drop(registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
     let ops = web::Data::new(Ops { registry, readiness, ready });
-    crate::web::serve(listener, CAPACITY, move || {
+    crate::web::serve(listener, CAPACITY, Arc::new(words), move || {
         App::new()
             .app_data(ops.clone())
             .wrap(from_fn(limited))
@@ -46,27 +56,51 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
                     .add((header::CACHE_CONTROL, "no-store"))
                     .add((header::X_CONTENT_TYPE_OPTIONS, "nosniff")),
             )
-            .route("/livez", web::get().to(livez))
-            .route("/readyz", web::get().to(readyz))
-            .route("/metrics", web::get().to(metrics))
+            .service(resource("/livez").route(web::get().to(livez)).route(web::head().to(livez)))
+            .service(resource("/readyz").route(web::get().to(readyz)).route(web::head().to(readyz)))
+            .service(resource("/metrics").route(web::get().to(metrics)).route(web::head().to(metrics)))
+            .default_service(web::to(async || problem(StatusCode::NOT_FOUND)))
     })
 }
 
 async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
     match within_limits(request).await {
-        Ok(request) => next.call(request).await,
-        Err((request, status)) => Ok(ServiceResponse::new(request, HttpResponse::new(status))),
+        Ok((request, _)) => next.call(request).await,
+        Err((request, status)) => Ok(ServiceResponse::new(request, problem(status))),
     }
 }
 
+/// A path that says what can be done with it.
+fn resource(path: &str) -> actix_web::Resource {
+    web::resource(path).default_service(web::to(async |request: HttpRequest| {
+        let mut answer = if request.method() == Method::OPTIONS {
+            HttpResponse::NoContent().finish()
+        } else {
+            problem(StatusCode::METHOD_NOT_ALLOWED)
+        };
+        answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(ALLOW));
+        answer
+    }))
+}
+
+fn problem(status: StatusCode) -> HttpResponse {
+    HttpResponse::build(status).content_type("application/problem+json; charset=utf-8").body(words(status))
+}
+
+/// The body of a problem (RFC 9457).
+fn words(status: StatusCode) -> String {
+    json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16() })
+        .to_string()
+}
+
 async fn livez() -> HttpResponse {
-    HttpResponse::Ok().content_type(ContentType::plaintext()).body("ok")
+    HttpResponse::Ok().content_type(TEXT).body("ok")
 }
 
 async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
     match (ops.ready)() {
-        Ok(()) => HttpResponse::Ok().content_type(ContentType::plaintext()).body("ok"),
-        Err(why) => HttpResponse::ServiceUnavailable().content_type(ContentType::plaintext()).body(why),
+        Ok(()) => HttpResponse::Ok().content_type(TEXT).body("ok"),
+        Err(why) => HttpResponse::ServiceUnavailable().content_type(TEXT).body(why),
     }
 }
 
@@ -76,6 +110,6 @@ async fn metrics(ops: web::Data<Ops>) -> HttpResponse {
     let mut text = Vec::new();
     match encoder.encode(&ops.registry.gather(), &mut text) {
         Ok(()) => HttpResponse::Ok().content_type(encoder.format_type()).body(text),
-        Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
+        Err(error) => HttpResponse::InternalServerError().content_type(TEXT).body(error.to_string()),
     }
 }

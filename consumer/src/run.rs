@@ -90,7 +90,7 @@ impl From<ReaderError> for Unready {
     fn from(error: ReaderError) -> Self {
         match error {
             ReaderError::Away(_) => Self::Away(error.to_string()),
-            ReaderError::Foreign(why) => Self::Broken(StepError::Foreign(why)),
+            ReaderError::Outside(why) | ReaderError::Foreign(why) => Self::Broken(StepError::Foreign(why)),
         }
     }
 }

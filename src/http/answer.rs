@@ -1,7 +1,7 @@
 //! The words of every answer: its code, its status, its sentence in two languages.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, AcceptLanguage, Header as _, HeaderValue};
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpMessage, HttpResponse, HttpResponseBuilder};
 use serde_json::json;
 
@@ -22,6 +22,7 @@ pub(super) enum Code {
     TooSlow,
     NotFound,
     MethodNotAllowed,
+    CrossSite,
 }
 
 /// What a page or load plan should wait before it tries again, in seconds.
@@ -44,6 +45,7 @@ impl Code {
             Self::TooSlow => "too_slow",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::CrossSite => "cross_site",
         }
     }
 
@@ -51,7 +53,7 @@ impl Code {
         match self {
             Self::Success | Self::SoldOut => StatusCode::OK,
             Self::Pending => StatusCode::ACCEPTED,
-            Self::NotOpen | Self::Closed => StatusCode::FORBIDDEN,
+            Self::NotOpen | Self::Closed | Self::CrossSite => StatusCode::FORBIDDEN,
             Self::NotOnSale | Self::NotFound => StatusCode::NOT_FOUND,
             Self::Busy | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::BadRequest => StatusCode::BAD_REQUEST,
@@ -83,6 +85,7 @@ impl Code {
             Self::TooSlow => ("请求超时", "The request took too long to arrive"),
             Self::NotFound => ("没有找到", "Not found"),
             Self::MethodNotAllowed => ("不支持该请求方法", "Method not allowed"),
+            Self::CrossSite => ("请在本店的页面上购买", "Please buy on the shop's own page"),
         };
         match language {
             Language::Zh => zh.to_owned(),
@@ -110,36 +113,59 @@ impl Language {
             [b'e', b'n'] | [b'e', b'n', b'-', ..] => return Self::En,
             _ => {}
         }
-        let ranked = AcceptLanguage::parse(request).map(|accepted| accepted.ranked()).unwrap_or_default();
-        ranked
-            .iter()
-            .filter_map(|range| range.item())
-            .find_map(|range| match range.primary_language() {
-                "zh" => Some(Self::Zh),
-                "en" => Some(Self::En),
-                _ => None,
-            })
-            .unwrap_or(Self::Zh)
+        Self::by_weight(&accepted.to_str().unwrap_or_default().to_ascii_lowercase())
+    }
+
+    /// By the weights (RFC 9110, 12.4.2): the heavier of the two, and never one of weight 0, if the
+    /// other may be.
+    fn by_weight(accepted: &str) -> Self {
+        let (mut zh, mut en, mut any) = (None, None, None);
+        for (place, range) in accepted.split(',').enumerate() {
+            let (language, weight) = range.split_once(";").unwrap_or((range, ""));
+            let weight = weight.trim().strip_prefix("q=").map_or(Ok(1.0), str::parse::<f32>);
+            let Ok(weight) = weight else { continue };
+            let known = match language.trim().split('-').next() {
+                Some("zh") => &mut zh,
+                Some("en") => &mut en,
+                Some("*") => &mut any,
+                _ => continue,
+            };
+            // Of two that weigh the same, the first.
+            if known.is_none_or(|(heaviest, _)| weight > heaviest) {
+                *known = Some((weight, std::cmp::Reverse(place)));
+            }
+        }
+        let (zh, en) = (zh.or(any), en.or(any));
+        match (zh, en) {
+            (Some((0.0, _)), en) if en.is_none_or(|(weight, _)| weight > 0.0) => Self::En,
+            (zh, Some(en)) if en.0 > 0.0 && zh.is_none_or(|zh| en > zh) => Self::En,
+            _ => Self::Zh,
+        }
     }
 }
 
 /// An attempt that was not valid, or could not be made (RFC 9457).
 pub(super) fn problem(request: &impl HttpMessage, code: Code, detail: Option<&str>) -> HttpResponse {
+    let mut answer = head(code.status(), "application/problem+json; charset=utf-8", NO_STORE);
+    if matches!(code, Code::Busy | Code::Unavailable) {
+        answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
+    }
+    answer.body(words(Language::of(request), code, detail))
+}
+
+/// The body of a problem.
+pub(super) fn words(language: Language, code: Code, detail: Option<&str>) -> String {
     let mut body = json!({
         "type": "about:blank",
         "title": code.status().canonical_reason(),
         "status": code.status().as_u16(),
         "code": code.name(),
-        "messages": code.message(Language::of(request), 0),
+        "messages": code.message(language, 0),
     });
     if let (Some(detail), Some(members)) = (detail, body.as_object_mut()) {
         members.insert("detail".into(), detail.into());
     }
-    let mut answer = head(code.status(), "application/problem+json", NO_STORE);
-    if matches!(code, Code::Busy | Code::Unavailable) {
-        answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
-    }
-    answer.body(body.to_string())
+    body.to_string()
 }
 
 /// The head of an answer: what it is, and nothing else, and who may keep it.
@@ -156,4 +182,35 @@ pub(super) fn head(status: StatusCode, kind: &'static str, keep: &'static str) -
 pub(super) const NO_STORE: &str = "no-store";
 
 /// The type of every answer that is no refusal.
-pub(super) const JSON: &str = "application/json";
+pub(super) const JSON: &str = "application/json; charset=utf-8";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heavier_language_and_never_one_of_no_weight() {
+        for (accepted, language) in [
+            ("en", Language::En),
+            ("zh-cn,en;q=0.9", Language::Zh),
+            ("en-gb, zh;q=0.5", Language::En),
+            ("en;q=0.5, zh", Language::Zh),
+            ("en;q=0.5, zh;q=0.5", Language::En),
+            ("zh;q=0.2,fr;q=0.9,en;q=0.3", Language::En),
+            ("zh;q=0, en;q=0.1", Language::En),
+            ("zh;q=0", Language::En),
+            ("zh;q=0, *", Language::En),
+            ("en;q=0", Language::Zh),
+            ("en;q=0.000, fr", Language::Zh),
+            ("en;q=0, zh;q=0", Language::Zh),
+            ("*", Language::Zh),
+            ("en;q=0.2, *;q=0.5", Language::Zh),
+            ("fr, de", Language::Zh),
+            ("", Language::Zh),
+            ("en;q=many", Language::Zh),
+            ("english", Language::Zh),
+        ] {
+            assert_eq!(Language::by_weight(accepted), language, "{accepted}");
+        }
+    }
+}

@@ -1,9 +1,8 @@
 //! `POST /seckill/seckill`: one attempt to buy one unit.
 
 use std::sync::LazyLock;
-use std::time::Duration;
 
-use actix_web::http::header::{self, HeaderMap, HeaderName};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use actix_web::web::Bytes;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -21,6 +20,8 @@ use crate::shop::Purchase;
 const MAX_KEY: usize = 64;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 #[derive(Serialize)]
 struct Body {
@@ -30,6 +31,9 @@ struct Body {
     num: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order: Option<Uuid>,
+    /// The sale it is from, which may be a later one than the page knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<Uuid>,
 }
 
 /// What all but a few hear in the busiest second, written once.
@@ -38,7 +42,13 @@ static SOLD_OUT_EN: LazyLock<Bytes> = LazyLock::new(|| sold_out_body(Language::E
 
 fn sold_out_body(language: Language) -> Bytes {
     let code = Code::SoldOut;
-    let body = Body { code: code.name(), messages: code.message(language, 0), num: Some(0), order: None };
+    let body = Body {
+        code: code.name(),
+        messages: code.message(language, 0),
+        num: Some(0),
+        order: None,
+        epoch: None,
+    };
     serde_json::to_vec(&body).unwrap_or_default().into()
 }
 
@@ -56,12 +66,13 @@ pub(super) fn sold_out_already(
     front: &Front,
     item: &Item,
 ) -> Option<HttpResponse> {
-    let anonymous = !request.headers().contains_key(&IDEMPOTENCY_KEY);
+    let headers = request.headers();
+    let anonymous = !headers.contains_key(&IDEMPOTENCY_KEY) && !from_elsewhere(headers, &front.origins);
     let till = front.shop.at_hand(item).filter(|_| anonymous)?;
     if till.gate() != Gate::Shut(Purchase::SoldOut) {
         return None;
     }
-    front.metrics.answered(Code::SoldOut.name(), Duration::ZERO);
+    front.metrics.answered(Code::SoldOut.name(), None);
     Some(sold_out(Language::of(request)))
 }
 
@@ -82,7 +93,7 @@ pub(super) async fn answer(
 ) -> HttpResponse {
     let started = Instant::now();
     let (code, answer) = attempt(request, item, front, desk).await;
-    front.metrics.answered(code.name(), started.elapsed());
+    front.metrics.answered(code.name(), Some(started.elapsed()));
     answer
 }
 
@@ -93,6 +104,9 @@ async fn attempt(
     desk: &Desk,
 ) -> (Code, HttpResponse) {
     let malformed = |why: &str| (Code::BadRequest, problem(request, Code::BadRequest, Some(why)));
+    if from_elsewhere(request.headers(), &front.origins) {
+        return (Code::CrossSite, problem(request, Code::CrossSite, Some(ELSEWHERE)));
+    }
     let item = match item {
         Ok(item) => item,
         Err(why) => return malformed(&why),
@@ -101,15 +115,15 @@ async fn attempt(
         Ok(key) => key,
         Err(why) => return malformed(why),
     };
-    let (code, num, order) = match front.shop.buy(desk, &item, key).await {
-        Purchase::Bought { order, left } => (Code::Success, Some(left), Some(order)),
-        Purchase::SoldOut => (Code::SoldOut, Some(0), None),
-        Purchase::Pending { order } => (Code::Pending, None, Some(order)),
-        Purchase::NotOpen => (Code::NotOpen, None, None),
-        Purchase::Closed => (Code::Closed, None, None),
-        Purchase::NotOnSale => (Code::NotOnSale, None, None),
-        Purchase::Busy => (Code::Busy, None, None),
-        Purchase::Unavailable => (Code::Unavailable, None, None),
+    let (code, num, order, epoch) = match front.shop.buy(desk, &item, key).await {
+        Purchase::Bought { order, left, epoch } => (Code::Success, Some(left), Some(order), Some(epoch)),
+        Purchase::SoldOut => (Code::SoldOut, Some(0), None, None),
+        Purchase::Pending { order, epoch } => (Code::Pending, None, Some(order), epoch),
+        Purchase::NotOpen => (Code::NotOpen, None, None, None),
+        Purchase::Closed => (Code::Closed, None, None, None),
+        Purchase::NotOnSale => (Code::NotOnSale, None, None, None),
+        Purchase::Busy => (Code::Busy, None, None, None),
+        Purchase::Unavailable => (Code::Unavailable, None, None, None),
     };
     if !code.status().is_success() {
         return (code, problem(request, code, None));
@@ -121,9 +135,34 @@ async fn attempt(
     let messages = code.message(language, num.unwrap_or(0));
     let mut answer = head(code.status(), JSON, NO_STORE);
     if let (Code::Pending, Some(order)) = (code, order) {
-        answer.insert_header((header::LOCATION, format!("/seckill/orders/{order}")));
+        // From where it was asked, whatever path leads here.
+        answer.insert_header((header::LOCATION, format!("orders/{order}")));
     }
-    (code, answer.json(Body { code: code.name(), messages, num, order }))
+    (code, answer.json(Body { code: code.name(), messages, num, order, epoch }))
+}
+
+const ELSEWHERE: &str = "the request comes from a page of another site; if that page is yours, name its origin \
+    in SECKILL_ALLOWED_ORIGINS, and if it is this shop's own, let the proxy in front pass the Host header on";
+
+/// Whether a browser sends this for a page of another site, whose visitor knows nothing of it. Programs
+/// say neither.
+fn from_elsewhere(headers: &HeaderMap, allowed: &[String]) -> bool {
+    let said = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or("null"));
+    if origin.is_some_and(|origin| allowed.iter().any(|one| one.eq_ignore_ascii_case(origin))) {
+        return false;
+    }
+    match (said(&SEC_FETCH_SITE), origin) {
+        (Some(site), _) => matches!(site, "cross-site" | "same-site"),
+        (None, None) => false,
+        (None, Some(origin)) => {
+            let host = origin.split_once("://").map_or("", |(_, host)| host);
+            // No page can set the second; a proxy may keep the first for itself.
+            ![said(&header::HOST), said(&X_FORWARDED_HOST)]
+                .iter()
+                .any(|here| here.is_some_and(|here| here.eq_ignore_ascii_case(host)))
+        }
+    }
 }
 
 /// The attempt's name, if it has one.

@@ -1,4 +1,4 @@
-//! `GET /seckill/getCount`: what is left, and what a buyer could expect now.
+//! `GET /seckill/getCount`: what is left, and what a buyer could expect now; and `GET /seckill/now`.
 
 use std::cell::RefCell;
 
@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::answer::{Code, JSON, head, problem};
+use super::answer::{Code, JSON, NO_STORE, head, problem};
 use super::{Front, Query};
 use crate::gate::now_ms;
 use crate::item::Item;
@@ -48,6 +48,11 @@ pub(super) fn at_the_door(front: &Front, item: &Item) -> Option<HttpResponse> {
 thread_local! {
     /// The last body, for who asks in the same millisecond.
     static LAST: RefCell<Option<(View, i64, Bytes)>> = const { RefCell::new(None) };
+}
+
+/// The time, kept by nobody: a kept answer's `now` is from before.
+pub(super) fn now() -> HttpResponse {
+    head(StatusCode::OK, JSON, NO_STORE).json(serde_json::json!({ "now": now_ms() }))
 }
 
 fn answer(front: &Front, view: View) -> HttpResponse {

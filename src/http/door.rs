@@ -37,7 +37,8 @@ pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
             Some(buy::sold_out_already(request, &worker.front, &item).map_or(Way::Buy(item), Way::Answered))
         }
         (&Method::GET, "/seckill/getCount") => count::at_the_door(&worker.front, &item()?).map(Way::Answered),
-        (&Method::GET, path) => page::at_the_door(path).map(Way::Answered),
+        (&Method::GET, "/seckill/now") => Some(Way::Answered(count::now())),
+        (&Method::GET, path) => page::at_the_door(headers, path).map(Way::Answered),
         _ => None,
     }
 }

@@ -1,39 +1,90 @@
 //! `GET /`: the page, from the binary itself.
 
 use actix_web::http::StatusCode;
-use actix_web::http::header::{self, HeaderValue};
-use actix_web::{HttpResponse, web};
+use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::answer::head;
 
-/// Path, type and bytes of everything the page needs.
-const FILES: [(&str, &str, &[u8]); 4] = [
-    ("/", "text/html; charset=utf-8", include_bytes!("../../static/index.html")),
-    ("/app.js", "text/javascript; charset=utf-8", include_bytes!("../../static/app.js")),
-    ("/style.css", "text/css; charset=utf-8", include_bytes!("../../static/style.css")),
-    ("/favicon.svg", "image/svg+xml", include_bytes!("../../static/favicon.svg")),
-];
+/// A file, and where it is found.
+struct File {
+    path: &'static str,
+    kind: &'static str,
+    /// Its name changes with its content.
+    lasts: bool,
+    plain: Form,
+    gzip: Form,
+    brotli: Form,
+}
+
+/// One form of a file. Each has a tag of its own, since a tag stands for these very bytes.
+struct Form {
+    tag: &'static str,
+    bytes: &'static [u8],
+}
+
+/// Everything the page needs: see `build.rs`.
+static FILES: [File; 13] = include!(concat!(env!("OUT_DIR"), "/files.rs"));
 
 /// Nothing from elsewhere, nothing inline, in no frame.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// A file whose name lasts as long as its content is kept for a year; of any other the browser asks
+/// whether it is still the same.
+const A_YEAR: &str = "public, max-age=31536000, immutable";
+const ASK: &str = "no-cache";
+
 pub(super) fn routes(app: &mut web::ServiceConfig) {
-    for (path, kind, bytes) in FILES {
-        let answer = move || async move { file(kind, bytes) };
-        app.service(
-            super::resource(path, "GET, HEAD").route(web::get().to(answer)).route(web::head().to(answer)),
-        );
+    for file in &FILES {
+        let answer = move |request: HttpRequest| async move { answer(request.headers(), file) };
+        app.service(super::readable(file.path, answer));
     }
 }
 
-pub(super) fn at_the_door(path: &str) -> Option<HttpResponse> {
-    let (_, kind, bytes) = FILES.iter().find(|(name, ..)| *name == path)?;
-    Some(file(kind, bytes))
+pub(super) fn at_the_door(headers: &HeaderMap, path: &str) -> Option<HttpResponse> {
+    FILES.iter().find(|file| file.path == path).map(|file| answer(headers, file))
 }
 
-fn file(kind: &'static str, bytes: &'static [u8]) -> HttpResponse {
-    head(StatusCode::OK, kind, "no-cache")
+fn answer(headers: &HeaderMap, file: &'static File) -> HttpResponse {
+    let (form, packed) = if takes(headers, "br") {
+        (&file.brotli, Some("br"))
+    } else if takes(headers, "gzip") {
+        (&file.gzip, Some("gzip"))
+    } else {
+        (&file.plain, None)
+    };
+    let has = listed(headers, &header::IF_NONE_MATCH)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == form.tag);
+    let status = if has { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+    let mut answer = head(status, file.kind, if file.lasts { A_YEAR } else { ASK });
+    answer
+        .insert_header((header::ETAG, HeaderValue::from_static(form.tag)))
+        .insert_header((header::VARY, HeaderValue::from_static("Accept-Encoding")))
         .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)))
-        .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")))
-        .body(bytes)
+        .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")));
+    if has {
+        return answer.finish();
+    }
+    if let Some(packed) = packed {
+        answer.insert_header((header::CONTENT_ENCODING, HeaderValue::from_static(packed)));
+    }
+    answer.body(form.bytes)
+}
+
+/// Whether a client unpacks this.
+fn takes(headers: &HeaderMap, packed: &str) -> bool {
+    listed(headers, &header::ACCEPT_ENCODING).any(|one| {
+        let (name, weight) = one.split_once(';').unwrap_or((one, ""));
+        let refused = weight.trim().strip_prefix("q=").is_some_and(|weight| weight.parse() == Ok(0.0));
+        name.trim().eq_ignore_ascii_case(packed) && !refused
+    })
+}
+
+/// The members of a list that may be spread over several lines.
+fn listed<'h>(headers: &'h HeaderMap, name: &'h HeaderName) -> impl Iterator<Item = &'h str> {
+    headers
+        .get_all(name)
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .map(str::trim)
 }

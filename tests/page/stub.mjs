@@ -14,6 +14,8 @@ const CONTENT_TYPES = { html: 'text/html; charset=utf-8', js: 'text/javascript; 
  * - `down`: every question ends in a closed connection;
  * - `answers`: what the next attempts are told, in order (`success` when there is none); each a function
  *   that returns `{status, headers, body}`, or a promise of it;
+ * - `keptMs`: how long a cache in front gives out the same getCount answer, and answers nothing else;
+ * - `lost`: files that answer 503;
  * - `orders`: what `/seckill/orders/…` tells, by order number; without one, 404.
  *
  * What it may read: `polls` and `attempts`, one entry a request.
@@ -24,6 +26,8 @@ export async function openShop(settings = {}) {
     down: false,
     answers: [],
     orders: {},
+    keptMs: 0,
+    lost: [],
     polls: [],
     attempts: [],
     sold: new Map(), // a key that bought is told the same again
@@ -46,20 +50,25 @@ export async function openShop(settings = {}) {
   return shop;
 }
 
-export function success(order, num = 872) {
-  return () => ({ status: 200, body: { code: 'success', messages: `购买成功，还剩下${num}个`, num, order } });
+export function success(order, num = 872, epoch = undefined) {
+  return () => ({ status: 200, body: { code: 'success', messages: `购买成功，还剩下${num}个`, num, order, epoch } });
 }
 
 export function soldOut() {
   return { status: 200, body: { code: 'sold_out', messages: '抢完了', num: 0 } };
 }
 
-export function pending(order) {
-  return () => ({ status: 202, headers: { Location: `/seckill/orders/${order}` }, body: { code: 'pending', messages: '正在确认', order } });
+export function pending(order, epoch = undefined) {
+  return () => ({ status: 202, headers: { Location: `orders/${order}` }, body: { code: 'pending', messages: '正在确认', order, epoch } });
 }
 
 export function problem(status, code, headers = {}) {
   return () => ({ status, headers: { 'Content-Type': 'application/problem+json', ...headers }, body: { type: 'about:blank', status, code, messages: code } });
+}
+
+/** What something in between says, which knows nothing of the shop. */
+export function html(status, headers = {}) {
+  return () => ({ status, headers: { 'Content-Type': 'text/html', ...headers }, body: '<h1>Request blocked</h1>' });
 }
 
 /** The answer breaks off. (Were there none at all, the browser itself might send the request once more.) */
@@ -78,10 +87,15 @@ export function late(ms, answer) {
 function answerTo(shop, request) {
   const url = new URL(request.url, 'http://shop');
   const entry = { at: Date.now(), item: url.searchParams.get('item'), language: request.headers['accept-language'] };
-  if (request.method === 'GET' && !url.pathname.startsWith('/seckill/')) return file(url.pathname);
+  if (request.method === 'GET' && !url.pathname.startsWith('/seckill/')) {
+    return shop.lost.includes(url.pathname) ? html(503)() : file(url.pathname);
+  }
+  if (url.pathname === '/seckill/now') return shop.down ? null : { status: 200, headers: { 'Cache-Control': 'no-store' }, body: { now: shop.now() } };
   if (url.pathname === '/seckill/getCount') {
     shop.polls.push(entry);
-    return shop.down ? null : getCount(shop);
+    if (shop.down) return null;
+    if (!(shop.kept?.until > Date.now())) shop.kept = { until: Date.now() + shop.keptMs, answer: getCount(shop) };
+    return shop.kept.answer;
   }
   if (url.pathname === '/seckill/seckill' && request.method === 'POST') {
     const key = request.headers['idempotency-key'];

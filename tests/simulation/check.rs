@@ -38,7 +38,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
     let mut winners: BTreeMap<(Item, u64, Uuid), BTreeSet<Uuid>> = BTreeMap::new();
     for one in told.iter() {
         let name = one.key.map(|key| format!("k:{key}"));
-        if let Some(Purchase::Bought { order, left }) = one.said {
+        if let Some(Purchase::Bought { order, left, .. }) = one.said {
             match books.rows.get(&order).map(|row| &row.sale) {
                 None if state.taken_behind.contains(&order) => {
                     wrong.push(format!("told by a node that knew better: {}", state.name(order)));

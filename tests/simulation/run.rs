@@ -280,8 +280,10 @@ impl Run {
         };
         self.sim.log(|state| {
             let said = match told.said {
-                Some(Purchase::Bought { order, left }) => format!("BOUGHT {} left {left}", state.name(order)),
-                Some(Purchase::Pending { order }) => format!("pending {}", state.name(order)),
+                Some(Purchase::Bought { order, left, .. }) => {
+                    format!("BOUGHT {} left {left}", state.name(order))
+                }
+                Some(Purchase::Pending { order, .. }) => format!("pending {}", state.name(order)),
                 other => format!("{other:?}"),
             };
             let who = told.key.map_or("anonymous".into(), |key| format!("k:{key}"));
@@ -298,7 +300,7 @@ impl Run {
     /// What a shop without `TELL_WITHIN` would say.
     async fn later(&self, asking: impl Future<Output = Purchase>) -> Purchase {
         let said = asking.await;
-        let Purchase::Pending { order } = said else { return said };
+        let Purchase::Pending { order, .. } = said else { return said };
         while self.sim.mutation == Some(Mutation::TellLate) {
             let in_the_log = {
                 let state = self.sim.state();
@@ -307,7 +309,7 @@ impl Run {
                 sales.find(|sale| sale.order == order)
             };
             if let Some(sale) = in_the_log {
-                return Purchase::Bought { order, left: sale.remaining };
+                return Purchase::Bought { order, left: sale.remaining, epoch: sale.epoch };
             }
             sleep(Duration::from_millis(100)).await;
         }

@@ -30,6 +30,7 @@ async fn the_answers_of_the_contract() {
     assert_eq!(first.body["code"], "success");
     assert_eq!(first.body["messages"], "购买成功，还剩下1个");
     assert_eq!(first.body["num"], 1);
+    assert_eq!(first.body["epoch"], node.count("").await["epoch"], "an answer names its sale");
     let again = buy(&client, &node.buy_url(), Some("key one")).await;
     assert_eq!(again.body, first.body, "the first answer again");
     let english =
@@ -66,7 +67,7 @@ async fn the_answers_of_the_contract() {
         }
         let answer = request.send().await.unwrap();
         assert_eq!(answer.status().as_u16(), status, "{method} {path}");
-        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json; charset=utf-8");
         let body: Value = answer.json().await.unwrap();
         assert_eq!((body["code"].as_str(), body["status"].as_u64()), (Some(code), Some(status.into())));
         assert!(body["messages"].is_string());
@@ -168,6 +169,53 @@ async fn stopped_under_load_and_started_at_once() {
     // Told or cut before it was asked; nobody in flight was left without an answer.
     assert_eq!(usize::try_from(sold).unwrap(), known, "sold and not told");
     world.balance(&told(&answers), known).await;
+}
+
+/// An opening that was moved is no reason to doubt an order.
+#[tokio::test]
+async fn a_winner_who_asks_again_before_the_opening() {
+    let world = Embedded::new(3);
+    let node = world.node(&[]).await;
+    let client = client();
+    let bought = buy(&client, &node.buy_url(), Some("winner")).await;
+    assert_eq!(bought.code, "success");
+    let mut env = node.env();
+    assert!(node.process.stop().await.success());
+    env.push(("SECKILL_OPENS_AT".into(), "+1h".into()));
+    let node = Node::again(env, world.folder.path());
+    node.reaches("not_open", Duration::from_secs(10)).await;
+    let again = buy(&client, &node.buy_url(), Some("winner")).await;
+    assert_eq!((again.code.as_str(), &again.order), ("success", &bought.order));
+    for key in [None, Some("another")] {
+        assert_eq!(buy(&client, &node.buy_url(), key).await.code, "not_open", "{key:?}");
+    }
+    world.balance(&told(&[bought]), 1).await;
+}
+
+/// Balancers see it, and connections end with an answer, before anything is refused.
+#[tokio::test]
+async fn going_away() {
+    let world = Embedded::new(3);
+    let mut node = world.node(&[("SECKILL_DRAIN", "60s")]).await;
+    let before = client();
+    let first = buy(&before, &node.buy_url(), None).await;
+    node.process.signal("TERM");
+    until("ops see it", Duration::from_secs(10), async || {
+        let ready = client().get(format!("{}/readyz", node.ops)).send().await.unwrap();
+        ready.status() == 503 && ready.text().await.unwrap() == "draining"
+    })
+    .await;
+    let bought = client().post(node.buy_url()).send().await.unwrap();
+    assert_eq!(bought.headers()["connection"], "close");
+    assert_eq!(bought.status(), 200, "new connections are taken");
+    let second: Value = bought.json().await.unwrap();
+    let page = client().get(&node.url).send().await.unwrap();
+    assert_eq!(page.headers()["connection"], "close");
+    // A second time means now.
+    node.process.signal("TERM");
+    assert!(node.process.ended(Duration::from_secs(20)).await.success());
+    let orders = [first.order, second["order"].as_str().map(str::to_owned)];
+    world.balance(&orders.into_iter().flatten().collect::<Vec<_>>(), 2).await;
 }
 
 #[tokio::test]

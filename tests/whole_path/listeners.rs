@@ -25,7 +25,7 @@ async fn headers_and_paths() {
     let embedded = Embedded::new(1);
     let node = embedded.node(&[]).await;
     let order = "/seckill/orders/00000000-0000-4000-8000-000000000000";
-    let cases: [Case; 21] = [
+    let cases: [Case; 24] = [
         ("GET", "/", &[], 200, "no-cache"),
         ("HEAD", "/", &[], 200, "no-cache"),
         ("GET", "/app.js", &[], 200, "no-cache"),
@@ -43,7 +43,10 @@ async fn headers_and_paths() {
         ("GET", "/seckill/seckill", &[], 405, "no-store"),
         ("GET", order, &[], 404, "no-store"),
         ("GET", "/seckill/orders/none", &[], 400, "no-store"),
-        ("OPTIONS", "/seckill/seckill", &[("Origin", "http://elsewhere.example")], 405, "no-store"),
+        ("OPTIONS", "/seckill/seckill", &[("Origin", "http://elsewhere.example")], 204, "no-store"),
+        ("POST", "/seckill/seckill", &[("Origin", "http://elsewhere.example")], 403, "no-store"),
+        ("HEAD", "/seckill/getCount", &[], 200, "public, max-age=1"),
+        ("GET", "/seckill/now", &[], 200, "no-store"),
         // What ops may ask is asked elsewhere.
         ("GET", "/metrics", &[], 404, "no-store"),
         ("GET", "/livez", &[], 404, "no-store"),
@@ -67,7 +70,8 @@ async fn headers_and_paths() {
             assert!(!policy.contains("unsafe"), "{about}: {policy}");
         } else {
             // What no browser takes for a page needs no policy for one.
-            assert!(header(&response, "content-type").ends_with("json"), "{about}");
+            let json = header(&response, "content-type").ends_with("json; charset=utf-8");
+            assert!(json || status == 204, "{about}");
         }
         // No other site's script may read an answer, and nothing says what serves it.
         assert_eq!(header(&response, "access-control-allow-origin"), "", "{about}");
@@ -90,6 +94,13 @@ async fn headers_and_paths() {
         assert_eq!(response.status().as_u16(), 200, "{path}");
         assert_eq!(header(&response, "cache-control"), "no-store", "{path}");
         assert_eq!(header(&response, "x-content-type-options"), "nosniff", "{path}");
+        let url = format!("{}{path}", node.ops);
+        assert_eq!(ask("HEAD", &url, &[]).await.status().as_u16(), 200, "{path}");
+        for (method, status) in [("POST", 405), ("OPTIONS", 204)] {
+            let response = ask(method, &url, &[]).await;
+            assert_eq!(response.status().as_u16(), status, "{method} {path}");
+            assert_eq!(header(&response, "allow"), "GET, HEAD, OPTIONS", "{method} {path}");
+        }
     }
     assert_eq!(told.len(), 1);
     embedded.balance(&told, 1).await;

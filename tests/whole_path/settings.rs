@@ -30,11 +30,14 @@ fn one_line_that_names_the_variable() {
     let foreign = folder.path().join("notes.txt");
     std::fs::write(&foreign, "not a database").unwrap();
     let foreign = foreign.display().to_string();
-    let cases: [Case; 13] = [
+    let cases: [Case; 16] = [
         (&[("SECKILL_STOCK", "-3")], 64, &["SECKILL_STOCK=-3", "whole number"]),
         (&[("SECKILL_STOCK", "many")], 64, &["SECKILL_STOCK=many"]),
         (&[("SECKILL_OPENS_AT", "tomorrow")], 64, &["SECKILL_OPENS_AT=tomorrow", "+30s"]),
         (&[("SECKILL_OPENS_AT", "+9s"), ("SECKILL_CLOSES_AT", "+8s")], 64, &["SECKILL_CLOSES_AT"]),
+        (&[("SECKILL_DRAIN", "soon")], 64, &["SECKILL_DRAIN=soon", "5s"]),
+        (&[("SECKILL_DRAIN", "2h")], 64, &["SECKILL_DRAIN=2h"]),
+        (&[("SECKILL_ALLOWED_ORIGINS", "shop.example/page")], 64, &["SECKILL_ALLOWED_ORIGINS", "https://"]),
         (&[("SECKILL_LISTEN", "everywhere")], 64, &["SECKILL_LISTEN=everywhere"]),
         (&[("SECKILL_KAFKA_PARTITIONS", "0")], 64, &["SECKILL_KAFKA_PARTITIONS=0"]),
         (

@@ -208,6 +208,8 @@ impl Servers {
     pub fn consumer_with(&self, more: &[(&str, &str)]) -> Process {
         let mut env = self.env.clone();
         env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
+        // Nobody balances here.
+        env.push(("SECKILL_DRAIN".into(), "0".into()));
         env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Process::start(
             "consumer",
@@ -328,6 +330,8 @@ fn listening(env: &Env, more: &[(&str, &str)]) -> Env {
     let mut env = env.clone();
     env.push(("SECKILL_LISTEN".into(), format!("127.0.0.1:{port}")));
     env.push(("SECKILL_OPS_LISTEN".into(), format!("127.0.0.1:{ops}")));
+    // Nobody balances here.
+    env.push(("SECKILL_DRAIN".into(), "0".into()));
     env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     env
 }
