@@ -596,6 +596,20 @@ impl Stock for Face {
             .await
     }
 
+    async fn discover(&self, _most: Option<usize>) -> Result<Vec<String>, StockError> {
+        self.0
+            .ask("discover", |state| {
+                let shelves = state.redis.shelves.iter();
+                let on_sale: Vec<Item> = shelves
+                    .filter(|(_, shelf)| shelf.counter.is_some())
+                    .map(|(item, _)| item.clone())
+                    .collect();
+                state.redis.items.extend(on_sale);
+                Ok(Vec::new())
+            })
+            .await
+    }
+
     async fn knows(&self, item: &Item) -> Result<bool, StockError> {
         let item = item.clone();
         self.0
