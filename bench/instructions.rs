@@ -5,7 +5,6 @@
 
 #![allow(missing_docs, unused_qualifications, reason = "made by the macros")]
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use actix_web::{App, HttpResponse, body, test, web};
 use async_trait::async_trait;
 use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
+use consumer::progress::Extents;
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use prometheus::Registry;
 use seckill::desk::Desk;
@@ -105,8 +105,8 @@ impl Journal for AtOnce {
         "none"
     }
 
-    async fn ends(&self) -> Result<BTreeMap<i32, i64>, String> {
-        Ok(BTreeMap::new())
+    async fn extents(&self) -> Result<Extents, String> {
+        Ok(Extents::new())
     }
 
     async fn flush(&self, _: Duration) {}

@@ -293,7 +293,7 @@ impl Consumer {
     /// says nothing.
     fn passed(&self, partition: i32, upto: i64) -> Option<Part> {
         let from = self.checkpoints.get(&partition).map(|checkpoint| checkpoint.next);
-        let known = !self.unverified.get(&partition).is_some_and(|checkpoint| checkpoint.last().is_some());
+        let known = self.unverified.get(&partition).is_none_or(|checkpoint| checkpoint.last().is_none());
         let further = known && from.is_none_or(|from| from < upto);
         further.then_some(Part { partition, from, messages: Vec::new(), upto: Some(upto) })
     }
