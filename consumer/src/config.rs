@@ -93,7 +93,7 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_DRAIN", value_name = "TIME", default_value = "5s", value_parser = time_span)]
     pub drain: Duration,
 
-    /// Other sites whose pages may buy here, as https://shop.example,https://www.example [default: none]
+    /// Other sites whose pages may buy here, as `https://shop.example,https://www.example` [default: none]
     #[arg(long, global = true, env = "SECKILL_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub allowed_origins: Vec<String>,
 
