@@ -447,23 +447,20 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 fn time_span(text: &str) -> Result<Duration, String> {
     /// Whoever stops a program ends it the hard way after some time.
     const LONGEST: Duration = Duration::from_secs(300);
-    let (number, unit) = text.split_at(text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len()));
-    let span = number.parse::<u32>().ok().and_then(|number| match unit {
-        "ms" => Some(Duration::from_millis(number.into())),
-        "s" | "" => Some(Duration::from_secs(number.into())),
-        "m" => Some(Duration::from_secs(60 * u64::from(number))),
-        _ => None,
-    });
+    let text = as_meant(text);
+    let seconds = || text.parse().ok().map(Duration::from_secs);
+    let span = || text.parse::<jiff::SignedDuration>().ok().and_then(|span| span.try_into().ok());
+    let span: Option<Duration> = seconds().or_else(span);
     span.filter(|span| *span <= LONGEST).ok_or_else(|| "give a time such as 5s, 500ms, or 0, up to 5m".into())
 }
 
 /// As browsers say it: scheme and host, and a port where it is not the scheme's own.
 fn origin(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-    match host {
-        Some(host) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']) => {
-            Ok(text.to_owned())
+    let text = as_meant(text).trim_end_matches('/');
+    let secure = text.strip_prefix("https://").map(|host| ("https", host.trim_end_matches(":443")));
+    match secure.or_else(|| text.strip_prefix("http://").map(|host| ("http", host.trim_end_matches(":80")))) {
+        Some((scheme, host)) if !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*']) => {
+            Ok(format!("{scheme}://{host}"))
         }
         _ => {
             Err("give origins such as https://shop.example, without a path, one after the other with commas"

@@ -48,6 +48,16 @@ pub(super) fn mend(bytes: &mut [u8]) -> Mended {
     Mended::AsItIs
 }
 
+/// Whether these bytes are one head, of a request without a body: only then what follows surely is a
+/// head as well, and not what somebody calls one in a body.
+pub(super) fn is_alone(bytes: &[u8]) -> bool {
+    let ends = bytes.ends_with(b"\r\n\r\n") && memmem::find(bytes, b"\n\r\n") == Some(bytes.len() - 3);
+    ends && bytes.split(|byte| *byte == b'\n').all(|line| {
+        !is(line, b"transfer-encoding:")
+            && (!is(line, b"content-length:") || line[b"content-length:".len()..].trim_ascii() == b"0")
+    })
+}
+
 fn says_its_length(headers: &[u8]) -> bool {
     headers
         .split(|byte| *byte == b'\n')
@@ -103,6 +113,27 @@ mod tests {
             "\r\n\r\n",
         ] {
             assert_eq!(as_text(mended(other)), other);
+        }
+    }
+
+    #[test]
+    fn what_follows_a_body_is_no_head_for_sure() {
+        for alone in [
+            "GET / HTTP/1.1\r\nHost: s\r\n\r\n",
+            "POST /b HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+            "POST /b HTTP/1.0\r\nHost: s\r\n\r\n",
+        ] {
+            assert!(is_alone(alone.as_bytes()), "{alone}");
+        }
+        for other in [
+            "POST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\n",
+            "POST /b HTTP/1.1\r\ncontent-length:0\r\ncontent-length: 2\r\n\r\n",
+            "POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: s\r\n\r\nPOST /b HTTP/1.1\r\nContent-Length: 2\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: s\n\n",
+            "GET / HTTP/1.1\r\n",
+        ] {
+            assert!(!is_alone(other.as_bytes()), "{other}");
         }
     }
 

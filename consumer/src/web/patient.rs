@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::Refuse;
 use super::guests::Guest;
-use super::head::{Mended, mend};
+use super::head::{Mended, is_alone, mend};
 use super::refusal;
 
 /// From the first byte of a request to the first of its answer: head, body, and the 5 s within
@@ -34,6 +34,8 @@ pub(super) struct Patient {
     unanswered: Deadline,
     /// While the client takes nothing.
     unread: Deadline,
+    /// Whether all that came until now were heads, one at a time: then the next is one, too.
+    heads_alone: bool,
     /// A head that is not complete.
     held: Vec<u8>,
     /// What the library has still to read of a head that was.
@@ -46,7 +48,7 @@ pub(super) struct Patient {
 impl Patient {
     pub(super) fn new(stream: TcpStream, guest: Option<Rc<Guest>>, refuse: Refuse) -> Self {
         let (unanswered, unread) = (Deadline::default(), Deadline::default());
-        Self { stream, guest, unanswered, unread, held: Vec::new(), head: Vec::new(), instead: None, refuse }
+        Self { stream, guest, unanswered, unread, heads_alone: true, held: Vec::new(), head: Vec::new(), instead: None, refuse }
     }
 
     fn leaves(&self, cx: &Context<'_>) -> bool {
@@ -59,7 +61,10 @@ impl Patient {
         let read = &mut into.filled_mut()[before..];
         if self.held.is_empty() {
             match mend(read) {
-                Mended::AsItIs => return false,
+                Mended::AsItIs => {
+                    self.heads_alone = is_alone(read);
+                    return false;
+                }
                 Mended::Wait => self.held.extend_from_slice(read),
                 Mended::Instead(head) => self.head = head,
             }
@@ -74,6 +79,7 @@ impl Patient {
                 }
             }
         }
+        self.heads_alone = self.head.is_empty() || is_alone(&self.head);
         into.set_filled(before);
         true
     }
@@ -157,7 +163,7 @@ impl AsyncRead for Patient {
                 this.head = std::mem::take(&mut this.held);
                 continue;
             }
-            let begins = this.unanswered.at.is_none() || !this.held.is_empty();
+            let begins = this.heads_alone && (this.unanswered.at.is_none() || !this.held.is_empty());
             this.unanswered.set(UNANSWERED_WITHIN);
             if !(begins && this.hold(into, before)) {
                 return Poll::Ready(Ok(()));
