@@ -48,7 +48,17 @@ pub(super) struct Patient {
 impl Patient {
     pub(super) fn new(stream: TcpStream, guest: Option<Rc<Guest>>, refuse: Refuse) -> Self {
         let (unanswered, unread) = (Deadline::default(), Deadline::default());
-        Self { stream, guest, unanswered, unread, heads_alone: true, held: Vec::new(), head: Vec::new(), instead: None, refuse }
+        Self {
+            stream,
+            guest,
+            unanswered,
+            unread,
+            heads_alone: true,
+            held: Vec::new(),
+            head: Vec::new(),
+            instead: None,
+            refuse,
+        }
     }
 
     fn leaves(&self, cx: &Context<'_>) -> bool {
