@@ -683,14 +683,25 @@ mod tests {
         for wrong in ["", ":", "localhost", ":99999", "3030", "everywhere"] {
             assert!(address(wrong).is_err(), "{wrong}");
         }
-        for (text, millis) in [("0", 0), ("5s", 5_000), ("500ms", 500), ("2", 2_000), ("5m", 300_000)] {
+        for (text, millis) in [
+            ("0", 0),
+            ("5s", 5_000),
+            ("5 s", 5_000),
+            ("\"5s\"", 5_000),
+            ("1.5s", 1_500),
+            ("500ms", 500),
+            ("2", 2_000),
+            ("5m", 300_000),
+        ] {
             assert_eq!(time_span(text), Ok(Duration::from_millis(millis)), "{text}");
         }
-        for wrong in ["", "s", "-1s", "6m", "1h", "5 s", "99999999999s", "1.5s"] {
+        for wrong in ["", "s", "-1s", "6m", "1h", "99999999999s"] {
             assert!(time_span(wrong).is_err(), "{wrong}");
         }
         assert_eq!(origin(" https://shop.example:8443"), Ok("https://shop.example:8443".into()));
-        for wrong in ["", "shop.example", "https://", "https://shop.example/", "https://*.example", "ftp://s"]
+        assert_eq!(origin("'https://shop.example:443/'"), Ok("https://shop.example".into()));
+        for wrong in
+            ["", "shop.example", "https://", "https://shop.example/buy", "https://*.example", "ftp://s"]
         {
             assert!(origin(wrong).is_err(), "{wrong}");
         }
