@@ -43,6 +43,12 @@ pub async fn seed(settings: &Settings, item: &Item, units: u64) -> ExitCode {
         Ok(world) => world,
         Err(code) => return code,
     };
+    if let Some(lost) = lost(&world, item).await {
+        log::warn!(
+            "{item}: Redis knows nothing of its sale {lost}, which the ledger has; a new one takes its place. If Redis was \
+             emptied by mistake, `seckill restore --item {item} --epoch {lost}` shows how it would go on"
+        );
+    }
     match world.begin_sale(item, units).await {
         Ok(epoch) => print(&format!("{item}: a new sale of {units} units, {epoch}")),
         Err(why) => failure(&why),
@@ -66,6 +72,17 @@ pub async fn add(settings: &Settings, item: &Item, units: u64) -> ExitCode {
     }
 }
 
+/// The newest sale of an item that the ledger has and the stock has lost, if so.
+async fn lost(world: &World, item: &Item) -> Option<Uuid> {
+    if matches!(world.kind, Kind::Embedded(..))
+        || world.stock.books(item).await.map_or(true, |books| !books.is_empty())
+    {
+        return None;
+    }
+    let known = world.ledger.sales(Some(item.name())).await.ok()?;
+    known.iter().map(|sale| sale.epoch).max()
+}
+
 /// Why nothing can be added, and what can be done: a mistyped name, an item taken off sale, or one
 /// that was never on sale.
 async fn not_on_sale(world: &World, item: &Item, units: u64) -> String {
@@ -76,6 +93,9 @@ async fn not_on_sale(world: &World, item: &Item, units: u64) -> String {
             "{item} was taken off sale; `SET {} {units}` in Redis goes on with the sale it had",
             item.key()
         );
+    }
+    if lost(world, item).await.is_some() {
+        return format!("its books are lost; `seckill restore --item {item}` shows what it would bring back");
     }
     let mut others = world.stock.items().await.unwrap_or_default();
     others.retain(|other| other != item);

@@ -154,7 +154,9 @@ impl Reopener {
     pub async fn pass(self: &Arc<Self>) {
         let mut trials = tokio::task::JoinSet::new();
         let tills = self.shop.tills();
-        self.shut().retain(|item, _| tills.iter().any(|till| till.item() == item && till.is_shut()));
+        // Also while the stock does not answer: what was claimed before is this node's own still.
+        let of_interest = |till: &Arc<Till>| till.is_shut() || till.ready().is_err();
+        self.shut().retain(|item, _| tills.iter().any(|till| till.item() == item && of_interest(till)));
         for till in tills {
             self.metrics.shut(till.item().name(), till.is_shut());
             if till.is_shut() {

@@ -6,6 +6,7 @@ use consumer::ledger::{Account, Restored, SaleRecord};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use crate::audit::audit;
 use crate::gaps::Gaps;
 use crate::item::Item;
 use crate::settle::{Settled, TAKE_OVER_AFTER, Trouble, caught_up, holding, settle};
@@ -244,12 +245,12 @@ async fn choose(world: &World, item: &Item, wish: Wish) -> Result<Result<Chosen,
 
 async fn running(world: &World, item: &Item) -> Result<Option<Book>, Trouble> {
     let books = world.stock.books(item).await?;
-    let book = books.into_iter().next();
-    Ok(book.filter(|book| !book.epoch.is_nil() && (book.shut || book.on_sale || book.serial > 0)))
+    Ok(books.into_iter().next().filter(|book| !book.epoch.is_nil()))
 }
 
 /// Whether the ledger knows of the sale what the stock, which believes itself, does not; or an
-/// entry of its outbox cannot be read. The ledger is read first: it is never ahead of a stock
+/// entry of its outbox cannot be read; or units are missing for good, of a log that lost them and
+/// was passed over. The ledger is read first: it is never ahead of a stock
 /// that lost nothing.
 async fn contradicted(world: &World, item: &Item, book: Option<&Book>) -> Result<bool, Trouble> {
     let Some(book) = book else { return Ok(false) };
@@ -262,7 +263,11 @@ async fn contradicted(world: &World, item: &Item, book: Option<&Book>) -> Result
         unreadable |= !entries.unreadable.is_empty();
     }
     let known = account.highest.max(account.void_upto);
-    Ok(known > now.serial || account.newer.is_some() || account.disputed > 0 || unreadable)
+    if known > now.serial || account.newer.is_some() || account.disputed > 0 || unreadable {
+        return Ok(true);
+    }
+    let found = audit(world, Some(item)).await?;
+    Ok(found.items.iter().any(|found| found.epoch == book.epoch && found.missing_count > 0))
 }
 
 /// The book as it is to be.

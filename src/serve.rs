@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::gate::{Window, now_ms};
 use crate::http;
@@ -35,6 +35,9 @@ const BACKLOG: i32 = 8192;
 /// than a ledger is usually away.
 const KEY_NOTED_EVERY: Duration = Duration::from_secs(1);
 const KEY_USED_FOR: Duration = Duration::from_secs(60);
+
+/// After the ledger was away every node has noted its key again within this.
+const KEY_NOTED_AGAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// A start waits no longer for a ledger that does not answer.
 const KEY_NOTED_WITHIN: Duration = Duration::from_secs(3);
@@ -190,12 +193,7 @@ async fn background(
             let mut beside = JoinSet::new();
             beside.spawn(watch_stock(Arc::clone(&world.stock)));
             beside.spawn(watch_ledger(world.clone(), metrics));
-            beside.spawn(async move {
-                loop {
-                    note_key(shop.ids(), &world).await;
-                    sleep(KEY_NOTED_EVERY).await;
-                }
-            });
+            beside.spawn(async move { keep_key_noted(shop.ids(), &world).await });
             let ended = tokio::select! {
                 _ = stop => Ok(()),
                 _ = &mut watch => Err("the watch on Kafka has died".to_owned()),
@@ -247,8 +245,23 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
     Ok(())
 }
 
+/// Notes it for ever. While the ledger is away others may make orders with another key and cannot note
+/// it: then, and until all have had time to, no order is called made up.
+async fn keep_key_noted(ids: &Ids, world: &World) {
+    let mut broken = None;
+    loop {
+        if note_key(ids, world).await.is_none() {
+            broken = Some(Instant::now());
+        }
+        if broken.is_some_and(|at| at.elapsed() < KEY_NOTED_AGAIN_WITHIN) {
+            ids.all_checked_after(i64::MAX);
+        }
+        sleep(KEY_NOTED_EVERY).await;
+    }
+}
+
 /// Notes, for all nodes, with which key orders are made here, or that they are without; and takes
-/// in until when others do it otherwise. Without an answer what was known stays.
+/// in until when others do it otherwise.
 async fn note_key(ids: &Ids, world: &World) -> Option<i64> {
     let used_for = i64::try_from(KEY_USED_FOR.as_millis()).unwrap_or_default();
     let others = world.ledger.keys(&ids.name(), now_ms() + used_for).await.ok()?;

@@ -255,6 +255,11 @@ impl KafkaJournal {
             match error.rdkafka_error_code() {
                 // Ours, and it passes.
                 Some(RDKafkaErrorCode::QueueFull) => {}
+                // An entry that somebody wrote by hand; no other sale is to wait for it.
+                Some(RDKafkaErrorCode::MessageSizeTooLarge) => log::error!(
+                    "order {} of the outbox is larger than any message may be, and stays there",
+                    String::from_utf8_lossy(key)
+                ),
                 // Somebody made the topic anew with fewer: look again.
                 Some(RDKafkaErrorCode::UnknownPartition) => {
                     self.health.is_away(format!("partition {partition:?} is not known"));

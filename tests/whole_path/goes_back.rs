@@ -291,6 +291,19 @@ async fn advice_can_be_followed() {
     let more = crowd(&[format!("{}?item=hat", nodes[0].buy_url())], 6, 2, false).await;
     assert_eq!((count(&bought, "success"), count(&more, "success")), (2, 4));
 
+    // Also before anything of it was sold.
+    assert!(said(&["seed", "3", "--item", "cap"]).0 == Some(0));
+    servers.redis::<()>(&["DEL", "counter:cap"]).await;
+    let (_, text) = said(&["restore", "--item", "cap", "--yes"]);
+    assert!(text.contains("taken off sale") && !text.contains("is open"), "{text}");
+    // Redis was emptied: nothing that is said ends the sale that was lost.
+    servers.redis::<()>(&["DEL", "{counter:cap}:book"]).await;
+    let (code, text) = said(&["seed", "--add", "4", "--item", "cap"]);
+    assert!(code == Some(1) && text.contains("`seckill restore --item cap`"), "{text}");
+    let (_, text) = said(&["restore", "--item", "cap", "--yes"]);
+    assert!(text.contains("is open with serial 0") && text.contains("3 left"), "{text}");
+    servers.redis::<()>(&["DEL", "counter:cap"]).await;
+
     // What is over is put away.
     servers.redis::<()>(&["DEL", "counter:hat"]).await;
     assert!(said(&["seed", "4", "--item", "shoe"]).0 == Some(0));

@@ -101,6 +101,36 @@ async fn told_orders_are_not_denied_when_a_topic_was_made_anew() {
     }
 }
 
+/// The same while the sale is open: what is missing for good is written off when somebody says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
+    let _turn = undisturbed().await;
+    let servers = Servers::start().await;
+    let consumer = servers.consumer();
+    let node = servers.ready_node(&[]).await;
+    assert!(servers.operate(&["seed", "30"]).status.success());
+    node.reaches("open", SOON).await;
+    let mut orders = sell(&node, 6).await;
+    servers.rows_reach(6, SOON).await;
+    consumer.kill();
+    let lost = sell(&node, 4).await;
+    cut(&servers.topic).await;
+    assert!(servers.consume(&["skip", "--yes"]).status.success());
+    let _consumer = servers.consumer();
+    until("they are missing", SOON, async || servers.operate(&["audit"]).status.code() == Some(1)).await;
+    let restored = servers.operate(&["restore", "--yes"]);
+    let said = String::from_utf8_lossy(&restored.stdout);
+    assert!(said.contains("with serial 10 (4 of them void) and 20 left"), "{restored:?}");
+    node.reaches("open", SOON).await;
+    let rest = crowd(&[node.buy_url()], 30, 10, false).await;
+    assert_eq!(count(&rest, "success"), 20);
+    orders.extend(told(&rest));
+    until("all is recorded", SOON, async || servers.rows().await == 26).await;
+    assert_eq!(servers.books().await.void, lost.len());
+    crate::world::assert_balanced(&servers.operate(&["audit"]));
+    assert_eq!(orders.len(), 26);
+}
+
 /// A log that lost its head unrecorded: a sale that was shut stays so, until somebody gives up what is
 /// gone; then it can be restored.
 #[tokio::test(flavor = "multi_thread")]

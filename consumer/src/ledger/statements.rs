@@ -168,11 +168,11 @@ macro_rules! statements {
                 Ok(sales.into_values().collect())
             }
 
+            /// Every sale of which something is recorded has a row with its term: the fence makes it.
             pub(super) async fn newest(&mut self) -> Result<BTreeMap<String, Uuid>, LedgerError> {
                 let mut newest = BTreeMap::new();
                 for table in [
                     "select item, max(epoch) as epoch from seckill_term",
-                    "select item, max(epoch) as epoch from seckill",
                     "select item, max(epoch) as epoch from seckill_archive",
                 ] {
                     for row in self.listing(table, "", None, " group by item").await? {
@@ -392,6 +392,24 @@ macro_rules! statements {
             ) -> Result<(), LedgerError> {
                 let known = self.newest().await?.get(item).map_or(epoch, |newest| epoch.max(*newest));
                 let epoch = epoch.to_string();
+                // Once more in the same term, where a stock loses nothing and none is raised.
+                let again = sqlx::query(
+                    "update seckill_restore set serial = ?, remaining = ?, newest = ?, restored_at = ?, conflicts = \
+                     (select count(*) from seckill_conflict where reason <> 'late' and item = ? and epoch = ?) \
+                     where item = ? and epoch = ? and term = ?",
+                )
+                .bind(signed(restored.serial))
+                .bind(signed(restored.remaining))
+                .bind(known.to_string())
+                .bind(at)
+                .bind(item)
+                .bind(&epoch)
+                .bind(item)
+                .bind(&epoch)
+                .bind(signed(restored.term));
+                if again.execute(&mut *self.0).await.map_err(failed)?.rows_affected() > 0 {
+                    return Ok(());
+                }
                 let inserted = sqlx::query(
                     "insert into seckill_restore (item, epoch, term, serial, remaining, conflicts, newest, restored_at) \
                      select ?, ?, ?, ?, ?, count(*), ?, ? from seckill_conflict where reason <> 'late' and item = ? and epoch = ?",
@@ -410,12 +428,13 @@ macro_rules! statements {
                 noted(inserted.map(drop))
             }
 
-            /// `settled` is the last conflict at a time when none was disputed.
+            /// `settled` is what was there at a time when none was disputed: the last conflict and how many
+            /// there were, since one may be seen before another that was counted before it.
             pub(super) async fn disputed(
                 &mut self,
                 settled: &AtomicI64,
             ) -> Result<Vec<(String, Uuid)>, LedgerError> {
-                let last = sqlx::query_scalar("select coalesce(max(id), 0) from seckill_conflict");
+                let last = sqlx::query_scalar("select coalesce(max(id), 0) + count(*) from seckill_conflict");
                 let last: i64 = last.fetch_one(&mut *self.0).await.map_err(failed)?;
                 if settled.load(Ordering::Acquire) == last {
                     return Ok(Vec::new());

@@ -130,6 +130,7 @@ impl KafkaReader {
         self.ends.clear();
         self.again.clear();
         self.passed.clear();
+        self.outside = false;
     }
 
     /// The log ends after our position, and nothing comes: what stands there may be no message (the

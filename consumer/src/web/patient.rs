@@ -175,6 +175,8 @@ impl AsyncRead for Patient {
             }
             let begins = this.heads_alone && (this.unanswered.at.is_none() || !this.held.is_empty());
             this.unanswered.set(UNANSWERED_WITHIN);
+            // More before an answer: where it ends nobody here knows.
+            this.heads_alone &= begins;
             if !(begins && this.hold(into, before)) {
                 return Poll::Ready(Ok(()));
             }
