@@ -191,7 +191,7 @@ describe('one buyer, one unit', { concurrency: 3 }, () => {
     const page = await visit();
     await listen(page);
     await buy(page);
-    await sees(page, '#notice', 'No certain answer after 5 tries. Press again a little later: you will not buy twice.');
+    await sees(page, '#notice', 'No certain answer yet. Ask again a little later: you will not buy twice.');
     assert.equal(shop.attempts.length, 5);
     assert.equal(await text(page, '#buy'), 'Ask again');
     await until('polls, which must not start it again', polls(shop, 3));
