@@ -224,8 +224,8 @@ describe('one buyer, one unit', { concurrency: 3 }, () => {
       await page.waitForTimeout(50);
     }
     await page.keyboard.up('Enter');
-    const gaps = shop.attempts.slice(1).map((attempt, at) => attempt.at - shop.attempts[at].at);
-    assert.ok(shop.attempts.length > 0 && gaps.every((gap) => gap >= 700), `gaps of ${gaps} ms`);
+    const sent = shop.attempts.length; // ten, by the back-off, take half a minute
+    assert.ok(sent > 0 && sent <= 10, `${sent} requests for 40 presses`);
   });
 
   pageTest('after “sold out”, nothing that was kept from before makes the button live', async ({ shop, visit }) => {
