@@ -327,7 +327,7 @@ async function buy(inMs = 0) {
     remember({ ...attempt, inDoubt: true }); // before it is sent: a reload in between must find the key
     sending = true;
     render();
-    const answer = unheard ?? await ask(attempt);
+    const answer = await ask(attempt, unheard);
     sending = false;
     reread(); // what another tab wrote meanwhile was not heeded
     answer.epoch ??= epoch;
@@ -444,9 +444,9 @@ function isRefusal({ code }) {
 
 // ---- Asking the shop
 
-/** Asks for the outcome: by the key, or, when that brings none, by the order already told. */
-async function ask({ key, order }) {
-  const answer = await postAttempt(key);
+/** Asks for the outcome: by the key, unless `unheard` forbids it, or, when that brings none, by the order already told. */
+async function ask({ key, order }, unheard) {
+  const answer = unheard ?? await postAttempt(key);
   if (order === null || !(['unknown', 'blocked', ...NOTHINGS_NOW].includes(answer.code) || isRefusal(answer))) return answer;
   switch (await getOrder(order)) {
     case 'accepted':

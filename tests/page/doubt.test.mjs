@@ -3,7 +3,7 @@
 
 import assert from 'node:assert/strict';
 import { describe } from 'node:test';
-import { late, problem, silence, success } from './stub.mjs';
+import { late, pending, problem, silence, success } from './stub.mjs';
 import { ORDER, buy, keys, pageTest, sees, setHidden, text, until } from './telling.mjs';
 
 const FIRST = '0190a000-0000-7000-8000-000000000000'; // sales, the second a day later
@@ -61,6 +61,18 @@ describe('in doubt', { concurrency: 3 }, () => {
       dispatchEvent(new StorageEvent('storage', { key: slot }));
     }, SECOND);
     await sees(page, '#notice', A_NEW_SALE);
+    assert.equal(shop.attempts.length, 1);
+  });
+
+  pageTest('pending, and nothing tells which sale is on: the order is asked for, and nothing is pressed', async ({ shop, visit }) => {
+    shop.answers = [pending(ORDER)];
+    const page = await visit();
+    await sees(page, '#chip', 'On sale now');
+    await page.route('**/getCount*', (route) => route.abort());
+    await buy(page);
+    await sees(page, '#notice', 'Your order is being confirmed. Please keep this page open.');
+    shop.orders[ORDER] = 'accepted';
+    await sees(page, '#order', ORDER);
     assert.equal(shop.attempts.length, 1);
   });
 
