@@ -29,7 +29,7 @@ const LATE_MS = 10; // and is sent when the opening is surely past
 const BUY_TIMEOUT_MS = 10_000; // the shop answers within 5 s; twice that is silence
 const BACKOFF_FIRST_MS = 1_000;
 const BACKOFF_MOST_MS = 8_000; // slow enough for a shop that is getting up, fast enough for a buyer
-const RETRY_AFTER_MOST_MS = 120_000; // who is asked to wait longer decides when to ask again
+const RETRY_AFTER_MOST_MS = 120_000; // whatever is asked for: a buyer waits no longer for a button
 const RETRIES_UNASKED = 3; // after these a refused buyer decides; one in doubt is never left alone,
 const UNDECIDED_TRIES = 5; // unless what answers so often cannot know
 const QUIET_MS = 30_000; // after so long the next press is a first one again
@@ -71,8 +71,8 @@ let notBefore = 0;
 let language;
 
 function start() {
-  addEventListener('error', (event) => event.error && admit(event.error));
-  addEventListener('unhandledrejection', (event) => admit(event.reason));
+  addEventListener('error', (event) => event.error && isOurs(event.filename) && admit(event.error));
+  addEventListener('unhandledrejection', (event) => isOurs(event.reason?.stack) && admit(event.reason));
   language = recall(languageSlot, (it) => it in WORDS) ?? preferredLanguage();
   store(probeSlot, 0); // whether anything is kept here
   at('buy').addEventListener('click', press);
@@ -101,6 +101,12 @@ function lookAgain() {
   poll();
 }
 
+/** Whether a file of this program is named: what a WebView or an extension adds has faults of its own. */
+function isOurs(where) {
+  const [, ...rests] = String(where).split(new URL('.', import.meta.url).href);
+  return rests.some((rest) => /^[\w.-]+\.js\b/.test(rest));
+}
+
 /** The page's own fault is no outage: say so, and how to get a page that works. */
 function admit(error) {
   const words = WORDS[language] ?? WORDS.en;
@@ -126,7 +132,7 @@ async function poll() {
     const { seen, retryAfterMs = 0 } = await getCount();
     silentPolls = seen === null ? silentPolls + 1 : 0;
     waitMs = seen === null
-      ? Math.max(backoffMs(silentPolls), Math.min(retryAfterMs, RETRY_AFTER_MOST_MS))
+      ? Math.max(backoffMs(silentPolls), retryAfterMs)
       : within(POLL_LEAST_MS, seen.nextPollMs ?? 1_000, POLL_MOST_MS) * (0.9 + 0.2 * Math.random());
     if (seen !== null) adopt(seen);
   } finally {
@@ -147,13 +153,18 @@ function pollAgainIn(waitMs) {
   pollTimer = setTimeout(poll, waitMs);
 }
 
-/** The sale as the shop tells it; `seen` is null for whatever is not such an answer: that is an outage, not news. */
+/**
+ * The sale as the shop tells it; `seen` is null for whatever is not such an answer: that is an outage, not
+ * news, and `code` says whether something in between spoke.
+ */
 async function getCount() {
   const got = await request(`seckill/getCount${itemQuery}`, POLL_TIMEOUT_MS);
   const { told = null, retryAfterMs } = got ?? {};
   // A name that no item can have: refused, but an answer all the same.
   if ([400, 404].includes(got?.status) && told?.code) return { seen: { num: 0, state: 'not_on_sale' } };
-  if (!got?.ok || typeof told?.num !== 'number' || !(told.state in WORDS.en.states)) return { seen: null, retryAfterMs };
+  if (!got?.ok || typeof told?.num !== 'number' || !(told.state in WORDS.en.states)) {
+    return { seen: null, code: got === null || got.status >= 500 ? 'unknown' : 'blocked', retryAfterMs };
+  }
   // A cache may have kept it.
   if (learn(told.now, got.sentAt, got.answeredAt, false)) timeTold = false;
   return { seen: told };
@@ -187,7 +198,14 @@ function adopt(seen) {
   sale = seen;
   if (attempt === null && sale.epoch) claimKey();
   // Only now: with the epoch known, a key of an old sale cannot buy in a new one by itself.
-  if (attempt?.inDoubt && !paused && buying === null && seen.epoch && !isOlder(attempt.epoch, seen.epoch)) buy();
+  if (attempt?.inDoubt && !paused && buying === null) {
+    if (seen.epoch && !isOlder(attempt.epoch, seen.epoch)) buy();
+    if (seen.state === 'not_on_sale') {
+      // No sale is there to ask, and perhaps none ever will be: the buyer decides.
+      paused = true;
+      notice = 'undecided';
+    }
+  }
   followOrders();
 }
 
@@ -204,11 +222,18 @@ function moveOn(epoch) {
   const { key, order, bought, inDoubt } = attempt;
   buying = null;
   paused = false;
-  if (order !== null) rememberEarlier([{ order, pending: !bought }, ...earlier.filter((it) => it.order !== order)]);
   notice = inDoubt && order === null ? 'new_sale' : null;
   // Nobody knows which of the two sales an attempt without an answer reached. With the same key it
   // cannot buy two in the new one.
-  remember({ ...newAttempt(epoch), ...(bought ? {} : { key }) });
+  const next = { ...newAttempt(epoch), ...(bought ? {} : { key }) };
+  keepBeside(attempt, next);
+  remember(next);
+}
+
+/** Where one attempt gives way to another, the order that it was told is kept among the earlier ones. */
+function keepBeside({ epoch, order, bought }, other) {
+  if (!order || order === other.order || (!bought && epoch === other.epoch)) return;
+  if (!earlier.some((it) => it.order === order)) rememberEarlier([{ order, pending: !bought }, ...earlier]);
 }
 
 let lookAt = 0;
@@ -278,37 +303,54 @@ async function buy(inMs = 0) {
   const run = {};
   buying = run;
   paused = false;
-  notice = attempt?.inDoubt ? 'unknown' : null;
-  render();
   const now = performance.now();
+  const held = notBefore - now > 2 * BACKOFF_MOST_MS; // by a Retry-After
+  notice = held ? 'patience' : attempt?.inDoubt ? 'unknown' : null;
+  render();
   if (now > notBefore + QUIET_MS) misses = 0;
+  // What is asked again, for the sale that was pressed for and no other; null while a press is a first one.
+  let before = attempt?.inDoubt ? attempt : null;
   await sleep(Math.max(inMs && inMs + LATE_MS, notBefore - now));
   await claimKey();
   const tried = { refused: 0, undecided: 0 };
   let waitMs = null;
   for (let round = 1; buying === run && !attempt.bought; round += 1) {
+    // A hidden page polls nothing, and a new sale that it has not heard of would sell to the old press.
+    const unheard = attempt.inDoubt ? await askWhichSale() : null;
+    if (buying !== run || attempt.bought) break;
+    if (before !== null && isOlder(before.epoch, attempt.epoch)) {
+      notice = before.inDoubt && !before.order ? 'new_sale' : null; // another tab has moved on
+      break;
+    }
     const wasInDoubt = attempt.inDoubt;
+    const { epoch } = attempt;
     remember({ ...attempt, inDoubt: true }); // before it is sent: a reload in between must find the key
     sending = true;
     render();
-    const answer = await ask(attempt);
+    const answer = await ask(attempt, unheard);
     sending = false;
+    reread(); // what another tab wrote meanwhile was not heeded
+    answer.epoch ??= epoch;
+    if (attempt.bought || (isOlder(epoch, attempt.epoch) && isOlder(answer.epoch, attempt.epoch))) {
+      leaveTo(attempt, answer);
+      break;
+    }
     waitMs = hear(answer, wasInDoubt, round, tried);
     const bought = attempt.bought;
     moveOn(sale?.epoch); // seen while this was on its way
     if (bought && !attempt.bought) notice = 'bought_before';
     if (buying !== run || waitMs === null) break;
+    if (waitMs >= RETRY_AFTER_MOST_MS && notice !== 'pending') notice = 'patience';
     render();
-    if (tried.undecided >= UNDECIDED_TRIES || waitMs > RETRY_AFTER_MOST_MS) {
+    if (tried.undecided >= UNDECIDED_TRIES) {
       notice = 'undecided';
       paused = true;
       break;
     }
+    before = attempt;
     await sleep(waitMs);
     if (buying !== run) break;
-    const { epoch } = attempt;
-    reread(); // another tab may have heard more, of a new sale even: nobody has pressed for that
-    if (isOlder(epoch, attempt.epoch)) break;
+    reread(); // another tab may have heard more
     if (tried.refused > RETRIES_UNASKED && !attempt.inDoubt) {
       notice = 'press_again';
       break;
@@ -323,11 +365,27 @@ async function buy(inMs = 0) {
   poll();
 }
 
+/** Looks which sale is on; what stood in the way when that cannot be told, else null. */
+async function askWhichSale() {
+  const { seen, ...unheard } = await getCount();
+  if (seen === null) return unheard;
+  adopt(seen);
+  return null;
+}
+
+/** Another tab knows more than this answer tells: its attempt stays, and the order told here is kept beside it. */
+function leaveTo(theirs, { code, epoch, order }) {
+  const bought = code === 'success';
+  keepBeside({ epoch, order, bought }, theirs);
+  if (theirs.bought) notice = 'bought';
+  else if (bought) notice = 'bought_before';
+  else notice = order || CERTAIN_NOTHINGS.includes(code) ? null : 'new_sale';
+}
+
 /** Takes in one answer; tells how long to wait before asking again, null when all is said. */
 function hear(answer, wasInDoubt, round, tried) {
   const waitMs = Math.max(backoffMs(round), answer.retryAfterMs ?? 0);
-  // The sale that the answer is from, whichever the page believed in.
-  const epoch = answer.epoch ?? attempt.epoch;
+  const { epoch } = answer; // of the sale that it is from, whichever the page believed in
   switch (answer.code) {
     case 'success': {
       sale = { ...sale, num: answer.num ?? sale.num };
@@ -386,9 +444,9 @@ function isRefusal({ code }) {
 
 // ---- Asking the shop
 
-/** Asks for the outcome: by the key, or, when that brings none, by the order already told. */
-async function ask({ key, order }) {
-  const answer = await postAttempt(key);
+/** Asks for the outcome: by the key, unless `unheard` forbids it, or, when that brings none, by the order already told. */
+async function ask({ key, order }, unheard) {
+  const answer = unheard ?? await postAttempt(key);
   if (order === null || !(['unknown', 'blocked', ...NOTHINGS_NOW].includes(answer.code) || isRefusal(answer))) return answer;
   switch (await getOrder(order)) {
     case 'accepted':
@@ -451,12 +509,12 @@ function parsed(text) {
   }
 }
 
-/** Seconds, or a date; undefined when nothing was said. */
+/** Seconds, or a date, and never longer than anyone would wait; undefined when nothing was said. */
 function retryAfterMs(response) {
   const said = response.headers.get('Retry-After');
   if (said === null) return undefined;
   const ms = /^\d+$/.test(said.trim()) ? Number(said) * 1000 : Date.parse(said) - shopNow();
-  return ms >= 0 ? Math.max(BACKOFF_FIRST_MS / 2, ms) : undefined;
+  return ms >= 0 ? within(BACKOFF_FIRST_MS / 2, ms, RETRY_AFTER_MOST_MS) : undefined;
 }
 
 // ---- Drawing: everything on the page follows from what is known; run at every change and tick
@@ -651,9 +709,12 @@ async function claimKey() {
 function reread() {
   if (!keeps) return;
   const stored = recall(attemptSlot, isAttempt);
-  attempt = wiser(stored, attempt);
-  if (attempt !== stored) store(attemptSlot, attempt); // a tab that knew less has written since
+  const mine = attempt;
+  attempt = wiser(stored, mine);
   earlier = recall(earlierSlot, isOrders) ?? [];
+  const loser = attempt === mine ? stored : mine;
+  if (loser !== null && loser !== attempt) keepBeside(loser, attempt);
+  if (attempt !== stored) store(attemptSlot, attempt); // a tab that knew less has written since
 }
 
 /** Of what is stored and what this page has, the one that knows more. */

@@ -9,6 +9,7 @@ import { join } from 'node:path';
 import { freePort, until } from './telling.mjs';
 
 const FIREFOX = process.env.FIREFOX || '/usr/bin/firefox-esr';
+const DEADLINE_MS = 60_000; // for one command: a browser that hangs must not hang the tests
 const WEBKIT = process.env.WEBKIT_DRIVER || '/usr/bin/WebKitWebDriver';
 
 export async function openFirefox() {
@@ -27,6 +28,7 @@ export async function openFirefox() {
   const send = (method, params = {}) => new Promise((resolve, reject) => {
     last += 1;
     waiting.set(last, { resolve, reject });
+    setTimeout(reject, DEADLINE_MS, new Error(`${method}: no answer from Firefox`)).unref();
     socket.send(JSON.stringify({ id: last, method, params }));
   });
   await send('session.new', { capabilities: {} });
@@ -56,7 +58,7 @@ export async function openWebKit() {
   const driver = spawn(command, rest, { stdio: 'ignore', detached: true, env: { ...process.env, WEBKIT_DISABLE_SANDBOX_THIS_IS_DANGEROUS: '1', WEBKIT_DISABLE_COMPOSITING_MODE: '1', LIBGL_ALWAYS_SOFTWARE: '1' } });
   const url = `http://127.0.0.1:${port}`;
   const send = async (method, path, body) => {
-    const response = await fetch(url + path, { method, body: body && JSON.stringify(body) });
+    const response = await fetch(url + path, { method, body: body && JSON.stringify(body), signal: AbortSignal.timeout(DEADLINE_MS) });
     const { value } = await response.json();
     if (!response.ok) throw new Error(`${path}: ${value?.message}`);
     return value;
