@@ -135,6 +135,8 @@ async function poll() {
       ? Math.max(backoffMs(silentPolls), retryAfterMs)
       : within(POLL_LEAST_MS, seen.nextPollMs ?? 1_000, POLL_MOST_MS) * (0.9 + 0.2 * Math.random());
     if (seen !== null) adopt(seen);
+    // Told a moment before the sale's turn, by another clock or from a cache.
+    if (seen !== null && stateNow() !== sale.state) waitMs = Math.min(waitMs, backoffMs(1));
   } finally {
     polling = false;
     pollAgainIn(waitMs ?? backoffMs(1));

@@ -30,6 +30,14 @@ describe('the page, against scripted answers', { concurrency: 3 }, () => {
     await until('a poll at the opening, not 30 s later', () => shop.polls.some((poll) => poll.at + HOUR_MS >= shop.count.opensAt));
   });
 
+  pageTest('told “not open” a moment after the opening: asks again soon, whatever it was told', async ({ shop, visit }) => {
+    Object.assign(shop.count, { state: 'not_open', opensAt: shop.now() + 2_000, nextPollMs: 30_000 });
+    const page = await visit();
+    await until('a poll after the opening', () => shop.polls.at(-1)?.at > shop.count.opensAt);
+    Object.assign(shop.count, { state: 'open', num: 7 });
+    await sees(page, '#left', '7');
+  });
+
   pageTest('shows days when there are days, and the end once it is open', async ({ shop, visit }) => {
     shop.count.opensAt = shop.now() + 49 * HOUR_MS;
     const page = await visit();
