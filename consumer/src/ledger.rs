@@ -73,7 +73,7 @@ pub trait Ledger: Record {
     /// The newest sale of every item, also one that was put away: a new one must be later.
     async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError>;
 
-    /// Which of these sales, as the stock has them, are further here: the next serial is recorded, or
+    /// Which of these sales, as the stock has them, are further here: a later serial is recorded, or
     /// the term is over, and whatever is sold in it would be put aside.
     async fn ahead(&self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError>;
 

@@ -131,9 +131,7 @@ pub enum Mutation {
     /// The reply does not say how far the book is.
     HideSerial,
     /// A book behind the ledger shuts nothing before a unit is sold twice.
-    IgnoreTheNextUnit,
-    /// A book of a term that is over shuts nothing.
-    IgnoreTheTerm,
+    IgnoreWhatIsFurther,
     /// A log that ends before what is recorded has nothing more to be recorded.
     EndBelowNextIsCaughtUp,
     /// A reader begins where the log does, whatever stood before.

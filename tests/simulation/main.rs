@@ -142,8 +142,7 @@ mutations! {
     a_restarted_stock_is_believed: BelieveARestart, ["an old sale", "conflict", "told", "missing", "sold more", "one key", "the book of", "a winner told no"];
     only_another_process_is_another_life: BelieveAProcess, ["an old sale", "conflict", "told", "missing", "sold more", "one key", "the book of", "a winner told no"];
     a_node_forgets_how_far_the_books_were: HideSerial, ["told by a node that knew better"];
-    a_book_behind_the_ledger_shuts_nothing: IgnoreTheNextUnit, ["the book of"];
-    a_term_that_is_over_shuts_nothing: IgnoreTheTerm, ["told and not recorded"];
+    a_book_behind_the_ledger_shuts_nothing: IgnoreWhatIsFurther, ["the book of"];
     a_log_that_ends_early_is_all_recorded: EndBelowNextIsCaughtUp, ["a told order is denied"];
     a_log_is_read_from_wherever_it_begins: SkipTheHead, ["a log that lost its head"];
     sales_are_taken_after_a_refusal: TakeAfterARefusal, ["taken though the last was refused"];

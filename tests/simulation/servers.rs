@@ -1009,12 +1009,12 @@ impl Ledger for Face {
         self.0
             .book("ahead", async |books| {
                 let further = |sale: &&Standpoint| {
-                    let next = (sale.item.clone(), sale.epoch, sale.serial.saturating_add(1));
-                    let sold = books.units.contains_key(&next);
+                    let at = |serial| (sale.item.clone(), sale.epoch, serial);
+                    let sold =
+                        books.units.range(at(sale.serial.saturating_add(1))..=at(u64::MAX)).next().is_some();
                     let over =
                         books.terms.get(&(sale.item.clone(), sale.epoch)).is_some_and(|it| it.0 > sale.term);
-                    (sold && mutation != Some(Mutation::IgnoreTheNextUnit))
-                        || (over && mutation != Some(Mutation::IgnoreTheTerm))
+                    (sold || over) && mutation != Some(Mutation::IgnoreWhatIsFurther)
                 };
                 Ok(sales.iter().filter(further).cloned().collect())
             })

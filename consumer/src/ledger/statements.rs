@@ -190,10 +190,10 @@ macro_rules! statements {
                     let mut query = Builder::new("");
                     for (number, sale) in (0_i64..).zip(some) {
                         query.push(if number == 0 { "select " } else { " union all select " }).push(number);
-                        query.push(" as number, (select count(*) from seckill where item = ").push_bind(&sale.item);
-                        query.push(" and epoch = ").push_bind(sale.epoch.to_string()).push(" and serial = ");
-                        query.push_bind(signed(sale.serial.saturating_add(1)));
-                        query.push(") + (select count(*) from seckill_term where item = ").push_bind(&sale.item);
+                        query.push(" as number, exists (select 1 from seckill where item = ").push_bind(&sale.item);
+                        query.push(" and epoch = ").push_bind(sale.epoch.to_string()).push(" and serial > ");
+                        query.push_bind(signed(sale.serial)).push(" and serial <= ").push_bind(signed(crate::sale::HIGHEST_SOLD));
+                        query.push(") + exists (select 1 from seckill_term where item = ").push_bind(&sale.item);
                         query.push(" and epoch = ").push_bind(sale.epoch.to_string()).push(" and term > ");
                         query.push_bind(signed(sale.term)).push(") as further");
                     }
