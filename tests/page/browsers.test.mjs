@@ -76,6 +76,7 @@ for (const [name, open] of [['Chromium', openChromium], ['Firefox', openFirefox]
       });
       await press();
       await until('the receipt', async () => /write the number down|抄下/.test(await text('receipt-hint')));
+      await until('the attempt', () => shop.attempts.length > 0);
       assert.equal(shop.attempts.length, 1);
     });
 
