@@ -6,10 +6,7 @@ import { after, before, describe, test } from 'node:test';
 import { openBrowser } from './browser.mjs';
 import { openFirefox, openWebKit } from './drivers.mjs';
 import { openShop, success } from './stub.mjs';
-import { ORDER, keys, until } from './telling.mjs';
-
-const FIRST = '0190a000-0000-7000-8000-000000000000';
-const SECOND = '0190a527-0000-7000-8000-000000000000';
+import { FIRST, ORDER, SECOND, keys, until } from './telling.mjs';
 
 async function openChromium() {
   const browser = await openBrowser();

@@ -4,10 +4,8 @@
 import assert from 'node:assert/strict';
 import { describe } from 'node:test';
 import { late, pending, problem, silence, success } from './stub.mjs';
-import { ORDER, buy, keys, pageTest, sees, setHidden, text, until } from './telling.mjs';
+import { FIRST, ORDER, SECOND, buy, keys, pageTest, sees, setHidden, text, until } from './telling.mjs';
 
-const FIRST = '0190a000-0000-7000-8000-000000000000'; // sales, the second a day later
-const SECOND = '0190a527-0000-7000-8000-000000000000';
 const A_NEW_SALE = 'A new sale has begun, and your last press had no answer. Press again: this sale will not give you two.';
 
 describe('in doubt', { concurrency: 3 }, () => {

@@ -3,10 +3,8 @@
 import assert from 'node:assert/strict';
 import { describe } from 'node:test';
 import { html, late, pending, problem, silence, soldOut, success } from './stub.mjs';
-import { HOUR_MS, ORDER, buy, canBuy, keys, pageTest, sees, text, until } from './telling.mjs';
+import { FIRST, HOUR_MS, ORDER, SECOND, buy, canBuy, keys, pageTest, sees, text, until } from './telling.mjs';
 
-const FIRST = '0190a000-0000-7000-8000-000000000000'; // sales, the second a day later
-const SECOND = '0190a527-0000-7000-8000-000000000000';
 const OTHER = '0190a000-0000-7000-8000-00000000ffff';
 
 describe('one buyer, one unit', { concurrency: 3 }, () => {

@@ -9,6 +9,8 @@ import { openShop } from './stub.mjs';
 
 export const PATIENCE_MS = 20_000; // a loaded machine is slow, and a wait that succeeds costs nothing
 export const ORDER = '0190a000-0000-7000-8000-00000000abcd';
+export const FIRST = '0190a000-0000-7000-8000-000000000000'; // sales, the second a day later
+export const SECOND = '0190a527-0000-7000-8000-000000000000';
 export const HOUR_MS = 3_600_000;
 
 let browser;

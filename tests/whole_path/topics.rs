@@ -101,20 +101,29 @@ async fn told_orders_are_not_denied_when_a_topic_was_made_anew() {
     }
 }
 
-/// The same while the sale is open: what is missing for good is written off when somebody says so.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
-    let _turn = undisturbed().await;
+/// Units that the topic lost before they were recorded.
+const LOST: usize = 4;
+
+/// A sale of 30 units, of which six are recorded and [`LOST`] more were told and then cut off the topic.
+async fn with_the_head_lost() -> (Servers, Node, Vec<String>) {
     let servers = Servers::start().await;
     let consumer = servers.consumer();
     let node = servers.ready_node(&[]).await;
     assert!(servers.operate(&["seed", "30"]).status.success());
     node.reaches("open", SOON).await;
-    let mut orders = sell(&node, 6).await;
+    let orders = sell(&node, 6).await;
     servers.rows_reach(6, SOON).await;
     consumer.kill();
-    let lost = sell(&node, 4).await;
+    sell(&node, LOST).await;
     cut(&servers.topic).await;
+    (servers, node, orders)
+}
+
+/// The same while the sale is open: what is missing for good is written off when somebody says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
+    let _turn = undisturbed().await;
+    let (servers, node, mut orders) = with_the_head_lost().await;
     assert!(servers.consume(&["skip", "--yes"]).status.success());
     let _consumer = servers.consumer();
     until("they are missing", SOON, async || servers.operate(&["audit"]).status.code() == Some(1)).await;
@@ -126,7 +135,7 @@ async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
     assert_eq!(count(&rest, "success"), 20);
     orders.extend(told(&rest));
     until("all is recorded", SOON, async || servers.rows().await == 26).await;
-    assert_eq!(servers.books().await.void, lost.len());
+    assert_eq!(servers.books().await.void, LOST);
     crate::world::assert_balanced(&servers.operate(&["audit"]));
     assert_eq!(orders.len(), 26);
 }
@@ -136,16 +145,7 @@ async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sale_is_restored_after_its_topic_was_cut() {
     let _turn = undisturbed().await;
-    let mut servers = Servers::start().await;
-    let consumer = servers.consumer();
-    let node = servers.ready_node(&[]).await;
-    assert!(servers.operate(&["seed", "30"]).status.success());
-    node.reaches("open", SOON).await;
-    let mut orders = sell(&node, 6).await;
-    servers.rows_reach(6, SOON).await;
-    consumer.kill();
-    let lost = sell(&node, 4).await;
-    cut(&servers.topic).await;
+    let (mut servers, node, mut orders) = with_the_head_lost().await;
     servers.redis.take().unwrap().kill();
     servers.start_redis().await;
     until("it is said why the sale is shut", SOON, async || node.process.log().contains("consumer skip"))
@@ -163,7 +163,7 @@ async fn a_sale_is_restored_after_its_topic_was_cut() {
     orders.extend(told(&rest));
     until("all is recorded", SOON, async || servers.rows().await == 26).await;
     let books = servers.books().await;
-    assert_eq!((books.void, books.missing(), books.conflicts.len()), (lost.len(), 0, 0));
+    assert_eq!((books.void, books.missing(), books.conflicts.len()), (LOST, 0, 0));
     for order in &orders {
         assert!(books.rows.iter().any(|row| row.order.to_string() == *order), "{order} was told");
     }

@@ -1,5 +1,8 @@
 //! The ledger in MySQL or MariaDB.
 
+mod promise;
+mod refusal;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlPool, MySqlPoolOptions};
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlPool, MySqlPoolOptions};
 use sqlx::pool::PoolConnection;
 use sqlx::{Arguments as _, ConnectOptions, Connection, Executor, MySql, Row as _};
 use tokio::time::error::Elapsed;
@@ -29,6 +32,7 @@ use super::{
 };
 use crate::config::ConfigError;
 use crate::sale::Sale;
+use refusal::{NO_SUCH_TABLE, failure, not_migrated, number, words};
 
 /// The tables, as they are made in MySQL and MariaDB.
 static MIGRATIONS: Migrator = sqlx::migrate!("../sql/mysql");
@@ -385,94 +389,6 @@ async fn migrated(connection: &mut MySqlConnection) -> Result<bool, LedgerError>
     }))
 }
 
-fn not_migrated(error: MigrateError) -> LedgerError {
-    match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => match number(&error) {
-            Some(number) if DENIED.contains(&number) => LedgerError::Broken(format!(
-                "this user may not make the tables; run `consumer migrate` once as one who may: {error}"
-            )),
-            _ => failed(error),
-        },
-        other => LedgerError::Broken(other.to_string()),
-    }
-}
-
-/// `ER_NO_SUCH_TABLE`
-const NO_SUCH_TABLE: u16 = 1146;
-
-/// Access denied, to a database, a table, a column, or for want of a privilege.
-const DENIED: [u16; 4] = [1044, 1142, 1143, 1227];
-
-/// Errors that no waiting mends, once there is a connection: somebody must change the tables, the
-/// rights or the server, and start again. Whatever is not among them passes, also what nobody has
-/// heard of: the journal keeps what was sold.
-const FOR_GOOD: [u16; 31] = [
-    // A right is missing, also to a function.
-    1044, 1142, 1143, 1227, 1370, //
-    // A column, a table or a function is missing; what has the table's name is none, or a view.
-    1054, 1109, 1146, 1305, 1288, 1347, 1348, 1356, 1471, //
-    // A column of somebody else's wants a value, computes one of ours, or refers to another table.
-    1364, 1906, 3105, 1216, 1452, //
-    // A statement, a key, a row, an engine, a character set that this server does not know.
-    1060, 1061, 1064, 1071, 1115, 1118, 1128, 1149, 1235, 1273, 1286, //
-    // Made by another engine than the transaction needs.
-    1785,
-];
-
-/// Errors of a value: cut short, malformed, null, or against a check. Others have a SQLSTATE
-/// of class 22, data exception.
-const VALUE: [u16; 6] = [1048, 1265, 1300, 1366, 3819, 4025];
-
-/// What to do about a refusal, where the server's own words leave it open.
-const REMEDIES: [(u16, &str); 7] = [
-    (1044, "make the database, and grant this user all rights on it"),
-    (1045, "after a change of the password start again with the new one"),
-    (1698, "after a change of the password start again with the new one"),
-    (1049, "make it with `create database`, or name another in SECKILL_DATABASE_URL"),
-    (1153, "set max_allowed_packet to 1M or more"),
-    (1461, "raise max_prepared_stmt_count"),
-    (1665, "set binlog_format to ROW or MIXED"),
-];
-
-fn number(error: &sqlx::Error) -> Option<u16> {
-    let database = error.as_database_error()?.try_downcast_ref::<MySqlDatabaseError>()?;
-    Some(database.number())
-}
-
-/// The server's words, with what to do.
-fn words(error: &sqlx::Error) -> String {
-    let remedy = REMEDIES.iter().find(|(known, _)| number(error) == Some(*known));
-    remedy.map_or_else(|| error.to_string(), |(_, remedy)| format!("{error}; {remedy}"))
-}
-
-fn failure(error: &sqlx::Error) -> Failure {
-    let Some(database) = error.as_database_error() else {
-        return match error {
-            // What came is not what was asked for.
-            sqlx::Error::ColumnDecode { .. }
-            | sqlx::Error::ColumnIndexOutOfBounds { .. }
-            | sqlx::Error::ColumnNotFound(_)
-            | sqlx::Error::Decode(_)
-            | sqlx::Error::Encode(_)
-            | sqlx::Error::RowNotFound
-            | sqlx::Error::TypeNotFound { .. } => Failure::Broken,
-            _ => Failure::Away,
-        };
-    };
-    if database.is_unique_violation() {
-        return Failure::Taken;
-    }
-    let number = number(error).unwrap_or_default();
-    let data_exception = database.code().is_some_and(|state| state.starts_with("22"));
-    if FOR_GOOD.contains(&number) {
-        Failure::Broken
-    } else if data_exception || VALUE.contains(&number) {
-        Failure::Refused
-    } else {
-        Failure::Away
-    }
-}
-
 impl Statements<'_> {
     /// What the server is set to that does not keep the promise, or will refuse what we send.
     async fn broken_promises(&mut self) -> Result<Vec<String>, LedgerError> {
@@ -482,76 +398,6 @@ impl Statements<'_> {
             let text = |column| row.try_get::<String, _>(column).map_err(failed);
             set.insert(text(0)?.to_lowercase(), text(1)?.to_uppercase());
         }
-        Ok(broken_promises(|name| set.get(name).map(String::as_str)))
-    }
-}
-
-/// What of a server's variables does not keep the promise; one that it does not have breaks nothing.
-fn broken_promises<'v>(value: impl Fn(&str) -> Option<&'v str>) -> Vec<String> {
-    let lost = "a recorded sale can be lost with its offset when the server's machine fails";
-    let logs = value("log_bin") == Some("ON");
-    let mut broken = Vec::new();
-    let mut must = |name: &str, ask: bool, good: &dyn Fn(&str) -> bool, why: &str, remedy: &str| {
-        if let Some(value) = value(name).filter(|value| ask && !good(value)) {
-            broken.push(format!("the database has {name}={value}: {why}; set {name}={remedy}"));
-        }
-    };
-    // 3 is MariaDB's, and flushes more often than 1.
-    must("innodb_flush_log_at_trx_commit", true, &|value| ["1", "3"].contains(&value), lost, "1");
-    must("sync_binlog", logs, &|value| value == "1", lost, "1");
-    let torn = "a page half written when the machine fails cannot be mended";
-    let whole = |value: &str| !["OFF", "0", "DETECT_ONLY"].contains(&value);
-    must("innodb_doublewrite", true, &whole, torn, "ON (unless the file system writes pages whole)");
-    let flushed = |value: &str| !["NOSYNC", "LITTLESYNC"].contains(&value);
-    must("innodb_flush_method", true, &flushed, lost, "O_DIRECT");
-    let refused = "it refuses to record anything (error 1665)";
-    must("binlog_format", logs, &|value| value != "STATEMENT", refused, "ROW");
-    let enough = |value: &str| value.parse().is_ok_and(|bytes: u64| bytes >= LEAST_PACKET);
-    must("max_allowed_packet", true, &enough, "it may refuse a batch (error 1153)", "1M or more");
-    broken
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What a server is set to, and the names of those that break the promise then.
-    fn broken(set: &[(&str, &str)]) -> Vec<String> {
-        let broken =
-            broken_promises(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| *value));
-        broken.iter().map(|broken| broken.split([' ', '=']).nth(3).unwrap_or_default().to_owned()).collect()
-    }
-
-    #[test]
-    fn what_does_not_keep_the_promise_is_named() {
-        let safe = [
-            ("innodb_flush_log_at_trx_commit", "1"),
-            ("innodb_doublewrite", "ON"),
-            ("log_bin", "ON"),
-            ("sync_binlog", "1"),
-            ("binlog_format", "ROW"),
-            ("max_allowed_packet", "1048576"),
-            ("innodb_flush_method", "FSYNC"),
-        ];
-        assert_eq!(broken(&safe), [""; 0]);
-        assert_eq!(broken(&[]), [""; 0], "a server that does not have them");
-        for (name, value) in [
-            ("innodb_flush_log_at_trx_commit", "0"),
-            ("innodb_flush_log_at_trx_commit", "2"),
-            ("innodb_doublewrite", "OFF"),
-            ("innodb_doublewrite", "DETECT_ONLY"),
-            ("sync_binlog", "0"),
-            ("sync_binlog", "100"),
-            ("binlog_format", "STATEMENT"),
-            ("max_allowed_packet", "65536"),
-            ("innodb_flush_method", "NOSYNC"),
-        ] {
-            let set: Vec<_> =
-                safe.iter().map(|known| if known.0 == name { (name, value) } else { *known }).collect();
-            assert_eq!(broken(&set), [name], "{value}");
-        }
-        let without_binlog = [("log_bin", "OFF"), ("sync_binlog", "0"), ("binlog_format", "STATEMENT")];
-        assert_eq!(broken(&without_binlog), [""; 0]);
-        assert_eq!(broken(&[("innodb_flush_log_at_trx_commit", "3")]), [""; 0], "MariaDB's, and safer");
+        Ok(promise::broken(|name| set.get(name).map(String::as_str)))
     }
 }

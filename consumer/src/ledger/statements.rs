@@ -392,26 +392,9 @@ macro_rules! statements {
             ) -> Result<(), LedgerError> {
                 let known = self.newest().await?.get(item).map_or(epoch, |newest| epoch.max(*newest));
                 let epoch = epoch.to_string();
-                // Once more in the same term, where a stock loses nothing and none is raised.
-                let again = sqlx::query(
-                    "update seckill_restore set serial = ?, remaining = ?, newest = ?, restored_at = ?, conflicts = \
-                     (select count(*) from seckill_conflict where reason <> 'late' and item = ? and epoch = ?) \
-                     where item = ? and epoch = ? and term = ?",
-                )
-                .bind(signed(restored.serial))
-                .bind(signed(restored.remaining))
-                .bind(known.to_string())
-                .bind(at)
-                .bind(item)
-                .bind(&epoch)
-                .bind(item)
-                .bind(&epoch)
-                .bind(signed(restored.term));
-                if again.execute(&mut *self.0).await.map_err(failed)?.rows_affected() > 0 {
-                    return Ok(());
-                }
-                let inserted = sqlx::query(
-                    "insert into seckill_restore (item, epoch, term, serial, remaining, conflicts, newest, restored_at) \
+                // A stock that loses nothing raises no term, and may be restored again in the same.
+                let replaced = sqlx::query(
+                    "replace into seckill_restore (item, epoch, term, serial, remaining, conflicts, newest, restored_at) \
                      select ?, ?, ?, ?, ?, count(*), ?, ? from seckill_conflict where reason <> 'late' and item = ? and epoch = ?",
                 )
                 .bind(item)
@@ -425,7 +408,7 @@ macro_rules! statements {
                 .bind(&epoch)
                 .execute(&mut *self.0)
                 .await;
-                noted(inserted.map(drop))
+                replaced.map(drop).map_err(failed)
             }
 
             /// `settled` is what was there at a time when none was disputed: the last conflict and how many
