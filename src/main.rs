@@ -70,7 +70,7 @@ enum Command {
         #[arg(long, value_name = "N", value_parser = config::units, requires = "item")]
         left: Option<u64>,
         /// This sale goes on, whatever others are known
-        #[arg(long, value_name = "EPOCH", requires = "item")]
+        #[arg(long, value_name = "EPOCH", value_parser = sale, requires = "item")]
         epoch: Option<Uuid>,
         /// Do it
         #[arg(long)]
@@ -86,6 +86,11 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         item: Option<Item>,
     },
+}
+
+/// The name of a sale.
+fn sale(text: &str) -> Result<Uuid, &'static str> {
+    text.trim().parse().map_err(|_| "give a sale's name, as `seckill audit` and the log show it")
 }
 
 fn main() -> ExitCode {

@@ -134,10 +134,7 @@ pub const SECRETS: [(&str, &str); 5] = [
     ("SECKILL_KAFKA_BROKERS", "Kafka, as host:port,host:port"),
     ("SECKILL_DATABASE_URL", "MySQL or MariaDB, as mysql://user:password@host:port/database"),
     ("SECKILL_KAFKA_OPTIONS", "librdkafka key=value,… (TLS, SASL)"),
-    (
-        "SECKILL_KEY",
-        "32 hex digits, the same for all nodes, so that made-up order ids cost no query: openssl rand -hex 16",
-    ),
+    ("SECKILL_KEY", "for order ids: 32 hex digits, all nodes' alike (openssl rand -hex 16)"),
 ];
 
 /// What `--help` says below the flags.
@@ -147,7 +144,7 @@ Environment only (also from .env; NAME_FILE names a file that holds the value):
   SECKILL_KAFKA_BROKERS  Kafka, as host:port,host:port
   SECKILL_DATABASE_URL   MySQL or MariaDB, as mysql://user:password@host:port/database
   SECKILL_KAFKA_OPTIONS  librdkafka key=value,… (TLS, SASL)
-  SECKILL_KEY            32 hex digits, the same for all nodes, so that made-up order ids cost no query: openssl rand -hex 16
+  SECKILL_KEY            for order ids: 32 hex digits, all nodes' alike (openssl rand -hex 16)
 
 With the three addresses the sale runs on servers, with none of them in one file.
 Logs go to stderr; RUST_LOG sets how much (default: info).";
