@@ -14,7 +14,7 @@ use crate::stock::{Anew, Book, Claim, Claimed, Opening, Owner, Walk};
 use crate::world::{Kind, World};
 
 /// Winners handed from the ledger to the stock at a time: some megabytes.
-const WINNERS_AT_ONCE: u32 = 10_000;
+const SALES_AT_ONCE: u32 = 10_000;
 
 /// How often whoever waits for a claim asks for it.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -168,12 +168,17 @@ async fn write_anew(
     let void = gaps.counted().missing;
     let (mut after, mut handed) = (0, 0);
     loop {
-        let winners = world.ledger.winners(name, epoch, after, WINNERS_AT_ONCE).await?;
-        let Some(last) = winners.last() else { break };
-        after = last.serial;
-        world.stock.prepare(item, id, &winners).await?;
-        handed += winners.len();
-        log::info!("{item}: {handed} winners are known again");
+        let page = world.ledger.page(name, epoch, after, SALES_AT_ONCE).await?;
+        if page.rows == 0 {
+            break;
+        }
+        let winners = world.ledger.winners(name, epoch, after, page.last).await?;
+        after = page.last;
+        if !winners.is_empty() {
+            world.stock.prepare(item, id, &winners).await?;
+            handed += winners.len();
+            log::info!("{item}: {handed} winners are known again");
+        }
     }
     for entry in &unreadable {
         log::warn!("{item}: this outbox entry cannot be read and is taken out: {entry}");

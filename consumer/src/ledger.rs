@@ -111,15 +111,10 @@ pub trait Ledger: Record {
     /// Writes off serials that were lost and told to nobody; once more is fine.
     async fn void(&self, item: &str, epoch: Uuid, runs: &[RangeInclusive<u64>]) -> Result<(), LedgerError>;
 
-    /// The first `limit` recorded sales of named attempts after the serial `after`, ascending: by
+    /// The recorded sales of named attempts after the serial `after` and up to `upto`, ascending: by
     /// them a winner who asks again is known.
-    async fn winners(
-        &self,
-        item: &str,
-        epoch: Uuid,
-        after: u64,
-        limit: u32,
-    ) -> Result<Vec<Sale>, LedgerError>;
+    async fn winners(&self, item: &str, epoch: Uuid, after: u64, upto: u64)
+    -> Result<Vec<Sale>, LedgerError>;
 
     /// Notes an operator's decision: the sale goes on from here. Its conflicts up to now are
     /// accepted with it, and sales that are newer by their names do not outdate it.

@@ -1092,12 +1092,11 @@ impl Ledger for Face {
         item: &str,
         epoch: Uuid,
         after: u64,
-        limit: u32,
+        upto: u64,
     ) -> Result<Vec<Sale>, LedgerError> {
         let mut winners = self.0.book("winners", async |books| Ok(books.winners(item, epoch))).await?;
         winners.sort_by_key(|sale| sale.serial);
-        winners.retain(|sale| sale.serial > after);
-        winners.truncate((limit as usize).min(2));
+        winners.retain(|sale| sale.serial > after && sale.serial <= upto);
         Ok(winners)
     }
 

@@ -501,10 +501,11 @@ async fn what_the_ledger_knows_of_a_sale(books: &dyn Books) {
     let many: Vec<_> = asked.iter().cycle().take(20 * asked.len()).cloned().collect();
     assert_eq!(books.ledger().ahead(&many).await.expect("asked").len(), 120);
     let winners =
-        async |after, limit| books.ledger().winners("counter", EPOCH, after, limit).await.expect("winners");
-    assert_eq!(winners(0, 1).await, std::slice::from_ref(&named));
-    assert_eq!(winners(0, 9).await, [named, more.clone()]);
-    assert_eq!(winners(3, 9).await, [more]);
+        async |after, upto| books.ledger().winners("counter", EPOCH, after, upto).await.expect("winners");
+    assert_eq!(winners(0, named.serial).await, std::slice::from_ref(&named));
+    assert_eq!(winners(named.serial, more.serial - 1).await, []);
+    assert_eq!(winners(named.serial, 9).await, [more.clone()]);
+    assert_eq!(winners(0, more.serial).await, [named, more]);
 }
 
 /// A message from nowhere near this sale does not move it there.

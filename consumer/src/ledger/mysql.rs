@@ -307,9 +307,9 @@ impl Ledger for MySqlLedger {
         item: &str,
         epoch: Uuid,
         after: u64,
-        limit: u32,
+        upto: u64,
     ) -> Result<Vec<Sale>, LedgerError> {
-        asked!(self, winners(item, epoch, after, limit))
+        asked!(self, winners(item, epoch, after, upto))
     }
 
     async fn restored(&self, item: &str, epoch: Uuid, restored: Restored) -> Result<(), LedgerError> {

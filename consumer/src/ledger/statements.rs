@@ -367,16 +367,17 @@ macro_rules! statements {
                 item: &str,
                 epoch: Uuid,
                 after: u64,
-                limit: u32,
+                upto: u64,
             ) -> Result<Vec<Sale>, LedgerError> {
+                // Between two serials: with the first alone, MariaDB reads the whole sale for each page of it.
                 let rows = sqlx::query(concat!(
                     select_sale!(),
-                    "item = ? and epoch = ? and serial > ? and attempt is not null order by serial limit ?"
+                    "item = ? and epoch = ? and serial > ? and serial <= ? and attempt is not null order by serial"
                 ))
                 .bind(item)
                 .bind(epoch.to_string())
                 .bind(signed(after))
-                .bind(i64::from(limit))
+                .bind(signed(upto))
                 .fetch_all(&mut *self.0)
                 .await
                 .map_err(failed)?;
