@@ -123,6 +123,7 @@ impl Level {
             Some(_) if !journal_ready => State::Unavailable,
             Some(_) => State::Open,
         };
-        View { state, left: self.left.unwrap_or(0), epoch: self.epoch }
+        let total = self.left.filter(|_| !self.shut).map(|left| left.saturating_add(self.serial));
+        View { state, left: self.left.unwrap_or(0), total, epoch: self.epoch }
     }
 }

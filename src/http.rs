@@ -2,9 +2,11 @@
 
 mod answer;
 mod buy;
+mod contract;
 mod count;
 mod door;
 mod order;
+mod origin;
 mod page;
 
 use std::future::Future;
@@ -18,7 +20,8 @@ use actix_http::{ConnectionType, Request, Response};
 use actix_service::{Service, apply_fn_factory};
 use actix_web::body::BoxBody;
 use actix_web::dev::{AppConfig, Server, ServiceFactory, ServiceRequest, ServiceResponse};
-use actix_web::http::{Method, StatusCode, header};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Responder, web};
 use consumer::web::{Capacity, within_limits};
@@ -30,7 +33,15 @@ use crate::item::Item;
 use crate::metrics::Metrics;
 use crate::shop::Shop;
 use answer::{Code, Language, problem, words};
+pub use contract::contract;
 use door::Way;
+
+/// Where everything is found.
+const BUY: &str = "/seckill/seckill";
+const COUNT: &str = "/seckill/getCount";
+const NOW: &str = "/seckill/now";
+const ORDER: &str = "/seckill/orders/{order}";
+const PAGE: &str = "/";
 
 /// Open connections: at 12 KiB for an idle one and 21 KiB for one that waits, a gigabyte.
 const MAX_CONNECTIONS: usize = 50_000;
@@ -83,7 +94,10 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
 
 impl Front {
     /// What every answer has in common, whoever made it.
-    fn leave(&self, answer: &mut Response<BoxBody>) {
+    fn leave(&self, guest: Option<HeaderValue>, answer: &mut Response<BoxBody>) {
+        if !self.origins.is_empty() {
+            origin::welcome(guest, answer);
+        }
         if !answer.status().is_success() && answer.status() != StatusCode::NOT_MODIFIED {
             self.metrics.refused(answer.status().as_u16());
         }
@@ -117,6 +131,7 @@ pub fn service(
 > {
     let worker = Rc::new(Worker { front, desk: web::Data::new(Desk::open()) });
     apply_fn_factory(app(&worker), move |request: Request, app| {
+        let guest = origin::guest(&request, &worker.front.origins);
         let answer = match door::way(&request, &worker) {
             Some(Way::Answered(answer)) => Answer::Now(answer),
             Some(Way::Buy(item)) => {
@@ -136,7 +151,7 @@ pub fn service(
                 Answer::Now(answer) => answer.into(),
                 Answer::Later(answer) => answer.await?,
             };
-            worker.front.leave(&mut answer);
+            worker.front.leave(guest, &mut answer);
             Ok(answer)
         }
     })
@@ -175,12 +190,16 @@ fn app(
         }))
         .wrap(from_fn(limited))
         // In the order in which they are asked for.
-        .service(resource("/seckill/seckill", "POST, OPTIONS").route(web::post().to(buy::buy)))
-        .service(readable("/seckill/getCount", count::count))
-        .service(readable("/seckill/now", async || count::now()))
-        .service(readable("/seckill/orders/{order}", order::order))
+        .service(resource(BUY, "POST, OPTIONS").route(web::post().to(buy::buy)))
+        .service(readable(COUNT, count::count))
+        .service(readable(NOW, async || count::now()))
+        .service(readable(ORDER, order::order))
         .configure(page::routes)
-        .default_service(web::to(async |request: HttpRequest| problem(&request, Code::NotFound, None)))
+        .default_service(web::to(async |request: HttpRequest| {
+            let read = matches!(*request.method(), Method::GET | Method::HEAD);
+            let file = read.then(|| page::of_another_version(request.headers(), request.path())).flatten();
+            file.unwrap_or_else(|| problem(&request, Code::NotFound, None))
+        }))
 }
 
 /// Refuses what is too large or too slow in the form of every other refusal, and a body that names what
@@ -244,7 +263,7 @@ fn resource(path: &str, methods: &'static str) -> actix_web::Resource {
         } else {
             problem(&request, Code::MethodNotAllowed, None)
         };
-        answer.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(methods));
+        answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
         answer
     }))
 }

@@ -140,7 +140,10 @@ async fn run(
             "SECKILL_OPENS_AT counts from each start: a restart shuts the sale as long again; give a time"
         );
     }
-    let ops = consumer::ops::serve(ops, registry, ready).map_err(|error| error.to_string())?;
+    let contract = http::contract(&format!("http://{}", describe(&buyers))).to_json();
+    let contract = contract.map_err(|error| error.to_string())?;
+    let ops =
+        consumer::ops::serve(ops, registry, ready, Some(contract)).map_err(|error| error.to_string())?;
     let ops_handle = ops.handle();
     let front =
         http::Front { shop: Arc::clone(&shop), window, metrics, origins, draining: Arc::clone(&draining) };

@@ -5,9 +5,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use consumer::ledger::Ledger;
+use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use crate::desk::Desk;
@@ -89,12 +91,15 @@ pub struct View {
     pub state: State,
     /// Units left.
     pub left: u64,
+    /// Those and the ones sold; not known while the sale is shut.
+    pub total: Option<u64>,
     /// The sale's name, when there is one.
     pub epoch: Option<Uuid>,
 }
 
 /// The states of a sale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
 #[allow(missing_docs, reason = "the names say it, and the wire carries them")]
 pub enum State {
     NotOpen,
@@ -187,8 +192,8 @@ impl Shop {
     pub async fn view(&self, item: &Item) -> View {
         match self.till(item).await {
             Ok(till) => till.view(),
-            Err(Purchase::NotOnSale) => View { state: State::NotOnSale, left: 0, epoch: None },
-            Err(_) => View { state: State::Unavailable, left: 0, epoch: None },
+            Err(Purchase::NotOnSale) => View { state: State::NotOnSale, left: 0, total: None, epoch: None },
+            Err(_) => View { state: State::Unavailable, left: 0, total: None, epoch: None },
         }
     }
 

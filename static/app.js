@@ -551,6 +551,9 @@ function render() {
   const counted = sale !== null && !['unavailable', 'not_on_sale'].includes(state);
   setText('left', counted ? sale.num.toLocaleString(language) : '–');
   at('left').classList.toggle('stale', stale);
+  const measured = counted && sale.total > 0 && !bought;
+  at('bar').classList.toggle('unknown', !measured);
+  at('bar').value = measured ? Math.min(1, sale.num / sale.total) : 0;
   renderCountdown(words, state);
   renderOrders(words, bought);
 

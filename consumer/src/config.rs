@@ -36,7 +36,7 @@ pub struct Settings {
     )]
     pub listen: SocketAddr,
 
-    /// Address for ops: /livez, /readyz, /metrics
+    /// Address for ops: /livez, /readyz, /metrics, /openapi.json
     #[arg(
         long,
         global = true,

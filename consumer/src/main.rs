@@ -155,8 +155,8 @@ async fn work(settings: &Settings) -> Result<ExitCode, Error> {
         Error::Failed(format!("SECKILL_CONSUMER_OPS_LISTEN={address}: {error}; name a free address"))
     })?;
     let health = Health::default();
-    let ops =
-        ops::serve(listener, registry, health.ready()).map_err(|error| Error::Failed(error.to_string()))?;
+    let ops = ops::serve(listener, registry, health.ready(), None)
+        .map_err(|error| Error::Failed(error.to_string()))?;
     let stop = stopped().map_err(|error| Error::Failed(error.to_string()))?;
     tokio::pin!(stop);
     let ended = tokio::select! {

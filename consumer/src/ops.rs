@@ -1,4 +1,4 @@
-//! What ops ask of either program: `/livez`, `/readyz`, `/metrics`.
+//! What ops ask of either program: `/livez`, `/readyz`, `/metrics`, and where there is one, `/openapi.json`.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -31,13 +31,20 @@ struct Ops {
     /// What `/readyz` says, as a metric.
     readiness: IntGauge,
     ready: Ready,
+    /// What the program's clients can ask, as OpenAPI.
+    contract: Option<String>,
 }
 
 /// Serves them on `listener`; the server runs when it is awaited or spawned.
 ///
 /// # Errors
 /// When the listener cannot be used, or the registry has a metric of this name.
-pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io::Result<Server> {
+pub fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    ready: Ready,
+    contract: Option<String>,
+) -> std::io::Result<Server> {
     let register = || -> prometheus::Result<IntGauge> {
         let readiness = IntGauge::new("seckill_ready", "1 while /readyz answers 200")?;
         registry.register(Box::new(readiness.clone())).map(|()| readiness)
@@ -46,7 +53,7 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
     // What every scrape is expected to have; it cannot be had elsewhere.
     #[cfg(target_os = "linux")]
     drop(registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
-    let ops = web::Data::new(Ops { registry, readiness, ready });
+    let ops = web::Data::new(Ops { registry, readiness, ready, contract });
     crate::web::serve(listener, CAPACITY, Arc::new(words), move || {
         App::new()
             .app_data(ops.clone())
@@ -59,6 +66,7 @@ pub fn serve(listener: TcpListener, registry: Registry, ready: Ready) -> std::io
             .service(resource("/livez").route(web::get().to(livez)).route(web::head().to(livez)))
             .service(resource("/readyz").route(web::get().to(readyz)).route(web::head().to(readyz)))
             .service(resource("/metrics").route(web::get().to(metrics)).route(web::head().to(metrics)))
+            .service(resource("/openapi.json").route(web::get().to(openapi)).route(web::head().to(openapi)))
             .default_service(web::to(async || problem(StatusCode::NOT_FOUND)))
     })
 }
@@ -101,6 +109,15 @@ async fn readyz(ops: web::Data<Ops>) -> HttpResponse {
     match (ops.ready)() {
         Ok(()) => HttpResponse::Ok().content_type(TEXT).body("ok"),
         Err(why) => HttpResponse::ServiceUnavailable().content_type(TEXT).body(why),
+    }
+}
+
+async fn openapi(ops: web::Data<Ops>) -> HttpResponse {
+    match &ops.contract {
+        Some(contract) => {
+            HttpResponse::Ok().content_type("application/json; charset=utf-8").body(contract.clone())
+        }
+        None => problem(StatusCode::NOT_FOUND),
     }
 }
 

@@ -3,7 +3,8 @@
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
 use actix_web::{HttpMessage, HttpResponse, HttpResponseBuilder};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 
 /// An answer's `code`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +145,27 @@ impl Language {
     }
 }
 
-/// An attempt that was not valid, or could not be made (RFC 9457).
+/// What was not valid, or could not be done (RFC 9457).
+#[derive(Serialize, ToSchema)]
+pub(super) struct Problem<'d> {
+    #[serde(rename = "type")]
+    #[schema(value_type = String)]
+    kind: &'static str,
+    #[schema(value_type = String)]
+    title: &'static str,
+    status: u16,
+    /// Of this list, which may grow.
+    #[schema(value_type = String)]
+    code: &'static str,
+    /// For people.
+    messages: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    detail: Option<&'d str>,
+}
+
+/// An attempt that was not valid, or could not be made.
 pub(super) fn problem(request: &impl HttpMessage, code: Code, detail: Option<&str>) -> HttpResponse {
     let mut answer = head(code.status(), "application/problem+json; charset=utf-8", NO_STORE);
     if matches!(code, Code::Busy | Code::Unavailable) {
@@ -155,17 +176,15 @@ pub(super) fn problem(request: &impl HttpMessage, code: Code, detail: Option<&st
 
 /// The body of a problem.
 pub(super) fn words(language: Language, code: Code, detail: Option<&str>) -> String {
-    let mut body = json!({
-        "type": "about:blank",
-        "title": code.status().canonical_reason(),
-        "status": code.status().as_u16(),
-        "code": code.name(),
-        "messages": code.message(language, 0),
-    });
-    if let (Some(detail), Some(members)) = (detail, body.as_object_mut()) {
-        members.insert("detail".into(), detail.into());
-    }
-    body.to_string()
+    let problem = Problem {
+        kind: "about:blank",
+        title: code.status().canonical_reason().unwrap_or_default(),
+        status: code.status().as_u16(),
+        code: code.name(),
+        messages: code.message(language, 0),
+        detail,
+    };
+    serde_json::to_string(&problem).unwrap_or_default()
 }
 
 /// The head of an answer: what it is, and nothing else, and who may keep it.

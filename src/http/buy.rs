@@ -2,14 +2,16 @@
 
 use std::sync::LazyLock;
 
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap, HeaderName};
 use actix_web::web::Bytes;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::answer::{Code, JSON, Language, NO_STORE, head, problem};
+use super::origin::{ELSEWHERE, from_elsewhere};
 use super::{Front, Query};
 use crate::desk::Desk;
 use crate::gate::Gate;
@@ -20,19 +22,26 @@ use crate::shop::Purchase;
 const MAX_KEY: usize = 64;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-static SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-#[derive(Serialize)]
-struct Body {
+/// What came of an attempt to buy.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Attempt)]
+pub(super) struct Body {
+    #[schema(value_type = String, pattern = "^(success|sold_out|pending)$")]
     code: &'static str,
+    /// For people.
     messages: String,
+    /// What was left after it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     num: Option<u64>,
+    /// The buyer's for good, once it is a success.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     order: Option<Uuid>,
     /// The sale it is from, which may be a later one than the page knows.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     epoch: Option<Uuid>,
 }
 
@@ -139,30 +148,6 @@ async fn attempt(
         answer.insert_header((header::LOCATION, format!("orders/{order}")));
     }
     (code, answer.json(Body { code: code.name(), messages, num, order, epoch }))
-}
-
-const ELSEWHERE: &str = "the request comes from a page of another site; if that page is yours, name its origin \
-    in SECKILL_ALLOWED_ORIGINS, and if it is this shop's own, let the proxy in front pass the Host header on";
-
-/// Whether a browser sends this for a page of another site, whose visitor knows nothing of it. Programs
-/// say neither.
-fn from_elsewhere(headers: &HeaderMap, allowed: &[String]) -> bool {
-    let said = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or("null"));
-    if origin.is_some_and(|origin| allowed.iter().any(|one| one.eq_ignore_ascii_case(origin))) {
-        return false;
-    }
-    match (said(&SEC_FETCH_SITE), origin) {
-        (Some(site), _) => matches!(site, "cross-site" | "same-site"),
-        (None, None) => false,
-        (None, Some(origin)) => {
-            let host = origin.split_once("://").map_or("", |(_, host)| host);
-            // No page can set the second; a proxy may keep the first for itself.
-            ![said(&header::HOST), said(&X_FORWARDED_HOST)]
-                .iter()
-                .any(|here| here.is_some_and(|here| here.eq_ignore_ascii_case(host)))
-        }
-    }
 }
 
 /// The attempt's name, if it has one.

@@ -6,6 +6,7 @@ use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::answer::{Code, JSON, NO_STORE, head, problem};
@@ -17,16 +18,33 @@ use crate::shop::{State, View};
 /// How often a page should poll, in milliseconds.
 const NEXT_POLL_MS: u64 = 1000;
 
-#[derive(Serialize)]
+/// What is left, and what a buyer could expect now. Times are Unix milliseconds.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Body {
+#[schema(as = Count)]
+pub(super) struct Body {
+    /// Units left.
     num: u64,
-    state: &'static str,
+    /// Units left and units sold; null where that is not known.
+    #[schema(required)]
+    total: Option<u64>,
+    state: State,
+    /// Changes with a new sale.
+    #[schema(required)]
     epoch: Option<Uuid>,
+    #[schema(required)]
     opens_at: Option<i64>,
+    #[schema(required)]
     closes_at: Option<i64>,
     now: i64,
+    /// How long to wait before the next question.
     next_poll_ms: u64,
+}
+
+/// The service's clock, in Unix milliseconds.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Now {
+    now: i64,
 }
 
 pub(super) async fn count(
@@ -52,7 +70,7 @@ thread_local! {
 
 /// The time, kept by nobody: a kept answer's `now` is from before.
 pub(super) fn now() -> HttpResponse {
-    head(StatusCode::OK, JSON, NO_STORE).json(serde_json::json!({ "now": now_ms() }))
+    head(StatusCode::OK, JSON, NO_STORE).json(Now { now: now_ms() })
 }
 
 fn answer(front: &Front, view: View) -> HttpResponse {
@@ -71,14 +89,8 @@ fn answer(front: &Front, view: View) -> HttpResponse {
 fn body(front: &Front, view: View, now: i64) -> Bytes {
     let body = Body {
         num: view.left,
-        state: match view.state {
-            State::NotOpen => "not_open",
-            State::Open => "open",
-            State::SoldOut => "sold_out",
-            State::Closed => "closed",
-            State::NotOnSale => "not_on_sale",
-            State::Unavailable => "unavailable",
-        },
+        total: view.total,
+        state: view.state,
         epoch: view.epoch,
         opens_at: front.window.opens_at,
         closes_at: front.window.closes_at,

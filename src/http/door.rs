@@ -8,7 +8,7 @@ use actix_web::http::Method;
 use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use consumer::web::fits;
 
-use super::{Worker, buy, count, page};
+use super::{BUY, COUNT, NOW, Worker, buy, count, page};
 use crate::item::Item;
 
 /// How a request is answered at the door.
@@ -32,12 +32,12 @@ pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
         Some(query) => query.strip_prefix("item=")?.parse::<Item>().ok(),
     };
     match (request.method(), uri.path()) {
-        (&Method::POST, "/seckill/seckill") => {
+        (&Method::POST, BUY) => {
             let item = item()?;
             Some(buy::sold_out_already(request, &worker.front, &item).map_or(Way::Buy(item), Way::Answered))
         }
-        (&Method::GET, "/seckill/getCount") => count::at_the_door(&worker.front, &item()?).map(Way::Answered),
-        (&Method::GET, "/seckill/now") => Some(Way::Answered(count::now())),
+        (&Method::GET, COUNT) => count::at_the_door(&worker.front, &item()?).map(Way::Answered),
+        (&Method::GET, NOW) => Some(Way::Answered(count::now())),
         (&Method::GET, path) => page::at_the_door(headers, path).map(Way::Answered),
         _ => None,
     }

@@ -2,12 +2,23 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Front;
 use super::answer::{Code, JSON, NO_STORE, head, problem};
 use crate::shop::OrderStatus;
+
+/// What became of an order.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Order)]
+pub(super) struct Body {
+    order: Uuid,
+    /// `pending` (taken, or not known yet), `accepted` (in the journal), `recorded` (in the ledger).
+    #[schema(value_type = String, pattern = "^(pending|accepted|recorded)$")]
+    status: &'static str,
+}
 
 pub(super) async fn order(
     request: HttpRequest,
@@ -30,5 +41,5 @@ pub(super) async fn order(
             return problem(&request, Code::NotFound, Some("this order did not come about"));
         }
     };
-    head(StatusCode::OK, JSON, NO_STORE).json(json!({ "order": order, "status": status }))
+    head(StatusCode::OK, JSON, NO_STORE).json(Body { order, status })
 }

@@ -45,6 +45,17 @@ pub(super) fn at_the_door(headers: &HeaderMap, path: &str) -> Option<HttpRespons
     FILES.iter().find(|file| file.path == path).map(|file| answer(headers, file))
 }
 
+/// A file under a name that another version of this program gave it: while nodes are replaced one by one,
+/// a page comes from one and its files from another. They get ours, which is not kept under that name.
+pub(super) fn of_another_version(headers: &HeaderMap, path: &str) -> Option<HttpResponse> {
+    let (stem, rest) = path.split_once('.')?;
+    let (hash, extension) = rest.split_once('.')?;
+    if hash.len() != 16 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    at_the_door(headers, &format!("{stem}.{extension}"))
+}
+
 fn answer(headers: &HeaderMap, file: &'static File) -> HttpResponse {
     let (form, packed) = if takes(headers, "br") {
         (&file.brotli, Some("br"))

@@ -187,6 +187,22 @@ fn files_are_packed_tagged_and_kept_under_names_that_last() {
         tags.dedup();
         assert_eq!(tags.len(), 3, "a tag stands for the very bytes: {tags:?}");
     }
+    // While nodes are replaced one by one, a page asks this one for the files of another version.
+    for (other, file) in
+        [("/app.0123456789abcdef.js", "/app.js"), ("/style.0123456789abcdef.css", "/style.css")]
+    {
+        let (ours, theirs) = (get(file, ""), get(other, ""));
+        assert_eq!(
+            (theirs.status, &theirs.body, line(&theirs, "etag")),
+            (200, &ours.body, line(&ours, "etag"))
+        );
+        assert_eq!(line(&theirs, "cache-control"), "no-cache", "{other}");
+    }
+    for nothing in
+        ["/app.0123.js", "/none.0123456789abcdef.js", "/app.0123456789abcdef.js/", "/app.0123456789abcdeg.js"]
+    {
+        assert_eq!(get(nothing, "").status, 404, "{nothing}");
+    }
 }
 
 #[test]
@@ -283,4 +299,40 @@ fn a_page_of_another_site_buys_nothing() {
         assert_eq!(code(&buy(here)), "success", "{here}");
     }
     assert!(metrics(&shop).contains("seckill_attempts_total{outcome=\"cross_site\"} 7"));
+}
+
+#[test]
+fn a_page_of_an_allowed_site_may_read_its_answers() {
+    let shop = Served::start();
+    let ask = |line: &str, headers: &str| {
+        ask(&shop, &format!("{line} HTTP/1.1|Host: s|Connection: close|{headers}|"))
+    };
+    let guest = "Origin: https://shop.example|Sec-Fetch-Site: cross-site|";
+    let welcome = "access-control-allow-origin: https://shop.example";
+    // What a browser asks first, and then.
+    let first = ask("OPTIONS /seckill/seckill", &format!("{guest}Access-Control-Request-Method: POST|"));
+    assert_eq!(first.status, 204);
+    for line in [
+        welcome,
+        "access-control-allow-methods: post, options",
+        "access-control-allow-headers: idempotency-key",
+        "vary: origin",
+    ] {
+        assert!(first.head.contains(line), "{line}: {}", first.head);
+    }
+    for line in [BUY, "GET /seckill/getCount", "GET /seckill/orders/none", "GET /nowhere"] {
+        let answer = ask(line, guest);
+        assert!(answer.head.contains(welcome), "{line}: {}", answer.head);
+        assert!(
+            answer.head.contains("access-control-expose-headers: location, retry-after"),
+            "{line}: {}",
+            answer.head
+        );
+    }
+    // A kept answer is not for everybody, and no other site is welcome.
+    for headers in ["", "Origin: https://elsewhere.example|", "Origin: null|"] {
+        let answer = ask("GET /seckill/getCount", headers);
+        assert!(answer.head.contains("vary: origin"), "{headers}: {}", answer.head);
+        assert!(!answer.head.contains("access-control"), "{headers}: {}", answer.head);
+    }
 }

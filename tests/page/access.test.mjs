@@ -4,12 +4,12 @@
 import assert from 'node:assert/strict';
 import { readFile } from 'node:fs/promises';
 import { describe } from 'node:test';
-import { late, pending, problem, silence, success } from './stub.mjs';
-import { HOUR_MS, ORDER, buy, pageTest, sees, until } from './telling.mjs';
+import { html, late, pending, problem, silence, success } from './stub.mjs';
+import { FIRST, HOUR_MS, ORDER, SECOND, buy, pageTest, sees, until } from './telling.mjs';
 
 const axe = await readFile(new URL('node_modules/axe-core/axe.min.js', import.meta.url), 'utf8');
 
-/** A name, what the shop is like, what the next attempts are told. */
+/** A name, what the shop is like, what the next attempts are told, what happens after the first of them. */
 const STATES = [
   ['opening', (shop) => { shop.count.opensAt = shop.now() + HOUR_MS; }],
   ['open', (shop) => { shop.count.closesAt = shop.now() + HOUR_MS; }],
@@ -18,13 +18,22 @@ const STATES = [
   ['pending', () => {}, Array(9).fill(pending(ORDER))],
   ['sold out', (shop) => { Object.assign(shop.count, { state: 'sold_out', num: 0 }); }],
   ['closed', (shop) => { shop.count.state = 'closed'; }],
+  ['not on sale', (shop) => { Object.assign(shop.count, { state: 'not_on_sale', num: 0, total: null, epoch: null }); }],
+  ['unavailable', (shop) => { Object.assign(shop.count, { state: 'unavailable', total: null }); }],
   ['too many', () => {}, Array(9).fill(problem(503, 'busy', { 'Retry-After': '60' }))],
+  ['something in between', () => {}, Array(9).fill(html(403, { 'Retry-After': '60' }))],
+  ['undecided', () => {}, Array(30).fill(html(403)), (page) => sees(page, '#buy', /Ask again|再确认一次/)],
+  ['earlier receipts', (shop) => { shop.count.epoch = FIRST; }, [success(ORDER, 872, FIRST)], async (page, shop) => {
+    await until('the receipt', () => page.locator('#receipt').isVisible());
+    Object.assign(shop.count, { epoch: SECOND, num: 100 });
+    await page.locator('#earlier summary').click();
+  }],
   ['unreachable', (shop) => { shop.down = true; }],
 ];
 
 describe('for everybody', { concurrency: 2 }, () => {
   for (const colorScheme of ['light', 'dark']) {
-    for (const [name, make, answers] of STATES) {
+    for (const [name, make, answers, then] of STATES) {
       pageTest(`no violation that axe-core knows: ${name}, ${colorScheme}`, async ({ shop, visit }) => {
         make(shop);
         if (answers) shop.answers = [...answers];
@@ -33,14 +42,24 @@ describe('for everybody', { concurrency: 2 }, () => {
         if (answers) {
           await buy(page);
           await until('the press', () => shop.attempts.length > 0);
+          await then?.(page, shop);
         }
         await page.waitForTimeout(500);
-        await page.evaluate(axe);
-        const { violations } = await page.evaluate(() => window.axe.run());
-        assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(' ')}`), []);
+        await nothingViolated(page);
       });
     }
   }
+
+  pageTest('no violation that axe-core knows: without its program, and when that has failed', async ({ shop, visit }) => {
+    shop.lost = ['/app.js'];
+    const without = await visit({ expected: /503/ });
+    await until('it says so', () => without.locator('.slow [lang=en]').isVisible());
+    await nothingViolated(without);
+    shop.lost = [];
+    const failed = await visit({ init: () => { delete window.AbortController; }, expected: /AbortController/ });
+    await until('it says so', () => failed.locator('#broken').isVisible());
+    await nothingViolated(failed);
+  });
 
   pageTest('enlarged four times: nothing is cut off, and the button can be reached', async ({ visit }) => {
     const page = await visit({ viewport: { width: 320, height: 256 } });
@@ -70,3 +89,9 @@ describe('for everybody', { concurrency: 2 }, () => {
     assert.equal(await page.evaluate(() => document.activeElement.id), 'receipt');
   });
 });
+
+async function nothingViolated(page) {
+  await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => window.axe.run());
+  assert.deepEqual(violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html).join(' ')}`), []);
+}

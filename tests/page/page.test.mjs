@@ -227,6 +227,19 @@ describe('the page, against scripted answers', { concurrency: 3 }, () => {
     await sees(page, '#notice', 'The sale is over. Nothing was bought.');
   });
 
+  pageTest('the bar shows what is left of all there were, and nothing where that is not known', async ({ shop, visit }) => {
+    const page = await visit();
+    await sees(page, '#left', '873');
+    const bar = page.locator('#bar');
+    assert.equal(await bar.evaluate((it) => it.value), 0.873);
+    Object.assign(shop.count, { num: 0, state: 'sold_out' });
+    await sees(page, '#left', '0');
+    assert.equal(await bar.evaluate((it) => it.value), 0);
+    Object.assign(shop.count, { num: 7, total: null, state: 'open' });
+    await sees(page, '#left', '7');
+    assert.equal(await bar.isVisible(), false);
+  });
+
   pageTest('an outage is told as an outage, and the page recovers by itself', async ({ shop, visit }) => {
     const page = await visit();
     await sees(page, '#left', '873');

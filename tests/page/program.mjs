@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { freePort, until } from './telling.mjs';
 
 /** Starts it with `units` on sale; what it says is told when the test fails. */
-export async function startProgram(t, units) {
+export async function startProgram(t, units, more = {}) {
   const program = process.env.SECKILL_BIN;
   assert.ok(program, 'SECKILL_BIN is not set: it names the seckill program that this test runs');
   const folder = await mkdtemp(join(tmpdir(), 'seckill-page-'));
@@ -22,6 +22,7 @@ export async function startProgram(t, units) {
     SECKILL_DATA: join(folder, 'sale.db'),
     SECKILL_STOCK: String(units),
     SECKILL_DRAIN: '0',
+    ...more,
   };
   // No `.env` of whoever runs the test.
   const options = { cwd: folder, env, stdio: ['ignore', 'pipe', 'pipe'] };

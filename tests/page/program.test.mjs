@@ -64,13 +64,18 @@ test('a new sale begins between poll and press: one press, one unit, one receipt
   await sees(page, '#order', order);
 });
 
-test('a page of another site presses the button: refused, and counted', async (t) => {
-  const program = await startProgram(t, 5);
+/** Serves an empty page of another site; its port. */
+async function anotherSite(t) {
   const elsewhere = createServer((_, response) => response.writeHead(200, { 'Content-Type': 'text/html' }).end('<title>Elsewhere</title>'));
   elsewhere.listen(0, '127.0.0.1');
   await once(elsewhere, 'listening');
   t.after(() => elsewhere.close());
-  const { port } = elsewhere.address();
+  return elsewhere.address().port;
+}
+
+test('a page of another site presses the button: refused, and counted', async (t) => {
+  const program = await startProgram(t, 5);
+  const port = await anotherSite(t);
   // Another site, and another port of the same.
   for (const url of [`http://localhost:${port}/`, `http://127.0.0.1:${port}/`]) {
     const page = await visitPage(t, url, { expected: /./ });
@@ -84,4 +89,21 @@ test('a page of another site presses the button: refused, and counted', async (t
   }
   assert.equal((await program.count()).num, 5);
   assert.match(await program.metrics(), /seckill_attempts_total\{outcome="cross_site"\} 4/);
+});
+
+test('a page of an allowed site buys with a key, and reads what it is told', async (t) => {
+  const port = await anotherSite(t);
+  const program = await startProgram(t, 5, { SECKILL_ALLOWED_ORIGINS: `http://localhost:${port}` });
+  const page = await visitPage(t, `http://localhost:${port}/`, { expected: /./ });
+  const press = (shop) => fetch(`${shop}seckill/seckill`, { method: 'POST', headers: { 'Idempotency-Key': 'cart-7' } })
+    .then((response) => response.json(), (error) => ({ code: String(error) }));
+  const first = await page.evaluate(press, program.url);
+  assert.equal(first.code, 'success');
+  assert.deepEqual(await page.evaluate(press, program.url), first);
+  const count = await page.evaluate((shop) => fetch(`${shop}seckill/getCount`).then((response) => response.json()), program.url);
+  assert.equal(count.num, 4);
+  // One that is not allowed cannot even read.
+  const other = await visitPage(t, `http://127.0.0.1:${port}/`, { expected: /./ });
+  assert.match((await other.evaluate(press, program.url)).code, /TypeError/);
+  assert.equal((await program.count()).num, 4);
 });

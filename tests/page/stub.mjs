@@ -32,7 +32,7 @@ export async function openShop(settings = {}) {
     attempts: [],
     sold: new Map(), // a key that bought is told the same again
     ...settings,
-    count: { num: 873, state: 'open', epoch: 'first', opensAt: null, closesAt: null, nextPollMs: 300, ...settings.count },
+    count: { num: 873, total: 1000, state: 'open', epoch: 'first', opensAt: null, closesAt: null, nextPollMs: 300, ...settings.count },
     now: () => Date.now() + shop.aheadMs,
   };
   const server = createServer((request, response) => {

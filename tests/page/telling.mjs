@@ -72,7 +72,10 @@ export async function sees(page, selector, wanted) {
   let seen;
   await until(
     () => `${selector} to read “${wanted}”; it reads “${seen}”`,
-    async () => (seen = await text(page, selector)) === wanted,
+    async () => {
+      seen = await text(page, selector);
+      return wanted instanceof RegExp ? wanted.test(seen) : seen === wanted;
+    },
   );
 }
 
