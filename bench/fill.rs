@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use consumer::config::{Secrets, Settings};
-use seckill::item::Item;
 use seckill::journal::Journal as _;
 use seckill::journal::kafka::KafkaJournal;
+use seckill::sale::item::Item;
 use seckill::stock::{Attempt, Batch, moment};
 use uuid::Uuid;
 

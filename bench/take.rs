@@ -3,7 +3,7 @@
 //!
 //! Usage: take BATCHES SIZE anonymous|keyed, with `SECKILL_REDIS_URL`
 
-use seckill::item::Item;
+use seckill::sale::item::Item;
 use seckill::stock::redis::RedisStock;
 use seckill::stock::{Attempt, Call, Stock as _, moment};
 use uuid::Uuid;

@@ -27,11 +27,11 @@ use actix_web::{App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Res
 use consumer::web::{Capacity, within_limits};
 use serde::Deserialize;
 
-use crate::desk::Desk;
-use crate::gate::Window;
-use crate::item::Item;
 use crate::metrics::Metrics;
-use crate::shop::Shop;
+use crate::sale::item::Item;
+use crate::selling::desk::Desk;
+use crate::selling::gate::Window;
+use crate::selling::shop::Shop;
 use answer::{Code, Language, problem, words};
 pub use contract::contract;
 use door::Way;

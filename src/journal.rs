@@ -129,7 +129,7 @@ impl Receipt {
 #[cfg(test)]
 pub(crate) mod contract {
     use super::*;
-    use crate::item::Item;
+    use crate::sale::item::Item;
     use crate::stock::{Attempt, moment};
     use uuid::Uuid;
 

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use consumer::config::{self, AFTER_HELP, Settings};
-use seckill::item::Item;
-use seckill::restore::Wish;
-use seckill::{operate, serve};
+use seckill::books::restore::Wish;
+use seckill::operating::commands as operate;
+use seckill::operating::serve;
+use seckill::sale::item::Item;
 use uuid::Uuid;
 
 /// A flash sale: N units become exactly N orders

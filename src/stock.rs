@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use uuid::{Builder, Uuid};
 
 use crate::clock::{new_id, now};
-use crate::item::Item;
+use crate::sale::item::Item;
 
 /// The units on sale, and the books of who took which.
 ///

@@ -13,11 +13,11 @@ use consumer::sqlite::{FileError, SqliteFile};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::item::Item;
+use crate::books::settle::SETTLED_AFTER;
 use crate::journal::Journal;
 use crate::journal::kafka::KafkaJournal;
 use crate::journal::sqlite::SqliteJournal;
-use crate::settle::SETTLED_AFTER;
+use crate::sale::item::Item;
 use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
 use crate::stock::{Stock, StockError, epoch_after};

@@ -9,7 +9,7 @@ use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use consumer::web::fits;
 
 use super::{BUY, COUNT, NOW, Worker, buy, count, page};
-use crate::item::Item;
+use crate::sale::item::Item;
 
 /// How a request is answered at the door.
 pub(super) enum Way {

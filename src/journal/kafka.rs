@@ -17,8 +17,8 @@ use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
 
 use super::{Delivery, Journal, Receipt};
+use crate::selling::till::DELIVERY_DEADLINE;
 use crate::stock::Batch;
-use crate::till::DELIVERY_DEADLINE;
 
 /// Sales waiting for acknowledgement this long without a single one coming: Kafka is away.
 const STALLED_AFTER: Duration = Duration::from_millis(800);

@@ -314,8 +314,8 @@ impl Journal for SqliteJournal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::item::Item;
     use crate::journal::contract::keeps_the_contract;
+    use crate::sale::item::Item;
     use crate::stock::Stock as _;
     use crate::stock::contract::call;
     use crate::stock::memory::MemoryStock;

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{Attempt, Call, Outcome, Reply, Stock, moment};
-use crate::item::Item;
+use crate::sale::item::Item;
 
 /// A call for these attempts: `None` is anonymous.
 pub(crate) fn call(names: &[Option<&str>], taking: bool) -> Call {

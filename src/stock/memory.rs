@@ -13,8 +13,8 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{Batch, Book, Call, Entries, EntryName, Known, Outcome, Reply, Stock, StockError};
-use crate::item::Item;
 use crate::journal::sqlite::{Entry, Rows, Seed, Sold, SqliteJournal, WriteError};
+use crate::sale::item::Item;
 
 /// The stock of one embedded file.
 pub struct MemoryStock {

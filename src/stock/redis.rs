@@ -15,7 +15,7 @@ use super::{
     Attempt, Batch, Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply,
     Stock, StockError,
 };
-use crate::item::Item;
+use crate::sale::item::Item;
 use link::Link;
 
 /// Keys looked at in one step of the search for counters: well under a millisecond of Redis' time.

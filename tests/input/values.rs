@@ -5,7 +5,7 @@ use clap::Parser;
 use consumer::config::{Secret, Settings, units};
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::sale::Sale;
-use seckill::item::Item;
+use seckill::sale::item::Item;
 use seckill::stock::redis::RedisStock;
 use seckill::stock::{Attempt, Batch};
 use uuid::Uuid;

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use seckill::audit::Audit;
-use seckill::item::Item;
-use seckill::settle::Trouble;
-use seckill::shop::{OrderStatus, Purchase};
+use seckill::books::audit::Audit;
+use seckill::books::settle::Trouble;
+use seckill::sale::item::Item;
+use seckill::selling::shop::{OrderStatus, Purchase};
 use tokio::time::Instant;
 use uuid::Uuid;
 

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use consumer::sale::Sale;
-use seckill::item::Item;
+use seckill::sale::item::Item;
 use seckill::stock::{
     Batch, Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply, StockError,
 };

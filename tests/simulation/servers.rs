@@ -17,8 +17,8 @@ use consumer::progress::{Checkpoints, Extent, Extents, begin};
 use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
 use seckill::clock;
-use seckill::item::Item;
 use seckill::journal::{Delivery, Journal, Receipt};
+use seckill::sale::item::Item;
 use seckill::stock::{
     Batch, Book, Call, Claim, Claimed, Entries, EntryName, Opening, Reply, Stock, StockError,
 };

@@ -9,13 +9,13 @@ use serde::Serialize;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::archive::{Archived, archive as put_away};
-use crate::audit::{self, Audit};
-use crate::item::Item;
-use crate::restore::{Restoration, Wish, restore as make_anew};
-use crate::settle::{Trouble, recorded, recorded_all};
+use crate::books::archive::{Archived, archive as put_away};
+use crate::books::audit::{self, Audit};
+use crate::books::restore::{Restoration, Wish, restore as make_anew};
+use crate::books::settle::{Trouble, recorded, recorded_all};
+use crate::sale::item::Item;
+use crate::selling::till::TELL_WITHIN;
 use crate::stock::{Batch, Book, StockError, Walk};
-use crate::till::TELL_WITHIN;
 use crate::world::{Kind, Purpose, World, WorldError};
 
 /// `status` waits so long for the journal to take a sale: as long as a buyer would.

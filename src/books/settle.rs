@@ -8,10 +8,10 @@ use consumer::progress::{Contradiction, behind};
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
-use crate::item::Item;
 use crate::journal::Journal;
+use crate::sale::item::Item;
+use crate::selling::till::{DELIVERY_DEADLINE, TELL_WITHIN};
 use crate::stock::{Attempt, Batch, Claim, Claimed, StockError, Walk};
-use crate::till::{DELIVERY_DEADLINE, TELL_WITHIN};
 use crate::world::World;
 
 /// After this nobody can still be told success on the strength of what the stock said before it

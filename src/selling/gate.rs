@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::{elapsed, now};
-use crate::shop::{Purchase, State, View};
+use crate::selling::shop::{Purchase, State, View};
 
 /// How often a till refreshes its view: what an operator does shows on every node within 200 ms.
 pub const REFRESH_EVERY: Duration = Duration::from_millis(100);

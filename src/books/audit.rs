@@ -7,9 +7,9 @@ use consumer::ledger::{LISTED, SaleRecord};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::gaps::{self, Gaps, Runs};
-use crate::item::Item;
-use crate::settle::{Trouble, recorded_all};
+use crate::books::gaps::{self, Gaps, Runs};
+use crate::books::settle::{Trouble, recorded_all};
+use crate::sale::item::Item;
 use crate::stock::{Book, Walk};
 use crate::world::World;
 

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::item::Item;
 use crate::journal::{Journal, Receipt};
 use crate::metrics::Metrics;
-use crate::shop::Shop;
+use crate::sale::item::Item;
+use crate::selling::shop::Shop;
+use crate::selling::till::Till;
 use crate::stock::{ENTRIES_AT_ONCE, EntryName, Stock, StockError};
-use crate::till::Till;
 
 /// How often the outboxes are looked through.
 const SCAN_EVERY: Duration = Duration::from_secs(1);

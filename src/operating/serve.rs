@@ -17,14 +17,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::gate::{Window, now_ms};
+use crate::books::reopen::Reopener;
 use crate::http;
 use crate::metrics::Metrics;
-use crate::operate;
-use crate::order::{Ids, Key};
-use crate::outbox::Announcer;
-use crate::reopen::Reopener;
-use crate::shop::Shop;
+use crate::operating::commands;
+use crate::selling::gate::{Window, now_ms};
+use crate::selling::ids::{Ids, Key};
+use crate::selling::outbox::Announcer;
+use crate::selling::shop::Shop;
 use crate::stock::Stock;
 use crate::world::{Kind, Purpose, World};
 

@@ -3,7 +3,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::shop::Purchase;
+use crate::selling::shop::Purchase;
 
 /// An answer, and who waits for it.
 type Answered = (oneshot::Sender<Purchase>, Purchase);

@@ -6,10 +6,10 @@ use consumer::ledger::{Account, Restored, SaleRecord};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::audit::audit;
-use crate::gaps::Gaps;
-use crate::item::Item;
-use crate::settle::{Settled, TAKE_OVER_AFTER, Trouble, caught_up, holding, settle};
+use crate::books::audit::audit;
+use crate::books::gaps::Gaps;
+use crate::books::settle::{Settled, TAKE_OVER_AFTER, Trouble, caught_up, holding, settle};
+use crate::sale::item::Item;
 use crate::stock::{Anew, Book, Claim, Claimed, Opening, Owner, Walk};
 use crate::world::{Kind, World};
 

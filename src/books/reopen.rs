@@ -13,13 +13,13 @@ use consumer::ledger::Standpoint;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use crate::gaps::Gaps;
-use crate::item::Item;
+use crate::books::gaps::Gaps;
+use crate::books::settle::{TAKE_OVER_AFTER, TAKEN, Trouble, holding, settle};
 use crate::metrics::Metrics;
-use crate::settle::{TAKE_OVER_AFTER, TAKEN, Trouble, holding, settle};
-use crate::shop::Shop;
+use crate::sale::item::Item;
+use crate::selling::shop::Shop;
+use crate::selling::till::Till;
 use crate::stock::{Claim, Claimed, Opening, Owner};
-use crate::till::Till;
 use crate::world::World;
 
 /// How often shut sales are looked for.

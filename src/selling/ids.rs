@@ -14,8 +14,8 @@ use siphasher::sip::SipHasher24;
 use uuid::{Builder, Uuid};
 
 use crate::clock::new_id;
-use crate::gate::now_ms;
-use crate::till::DELIVERY_DEADLINE;
+use crate::selling::gate::now_ms;
+use crate::selling::till::DELIVERY_DEADLINE;
 
 /// Of an id's random bytes so many are the check: one made-up id in sixteen million passes it, and
 /// 50 bits stay that keep two ids of one millisecond apart.

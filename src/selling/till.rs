@@ -17,13 +17,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::clock::elapsed;
-use crate::desk::{Answers, Buyer, Desk};
-use crate::gate::{Gate, Level, REFRESH_EVERY, Window};
-use crate::item::Item;
 use crate::journal::{Delivery, Journal, Receipt};
-use crate::mark::Mark;
 use crate::metrics::Metrics;
-use crate::shop::{Purchase, View};
+use crate::sale::item::Item;
+use crate::selling::desk::{Answers, Buyer, Desk};
+use crate::selling::gate::{Gate, Level, REFRESH_EVERY, Window};
+use crate::selling::mark::Mark;
+use crate::selling::shop::{Purchase, View};
 use crate::stock::{
     Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError, epoch_after,
     moment,

@@ -12,15 +12,15 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::desk::Desk;
-use crate::gate::{Gate, Window};
-use crate::item::Item;
+use crate::books::settle::{Trouble, recorded_all};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::order::{Ids, is_young};
-use crate::settle::{Trouble, recorded_all};
+use crate::sale::item::Item;
+use crate::selling::desk::Desk;
+use crate::selling::gate::{Gate, Window};
+use crate::selling::ids::{Ids, is_young};
+use crate::selling::till::{Standing, Till};
 use crate::stock::{Attempt, Stock, StockError, Walk};
-use crate::till::{Standing, Till};
 
 /// Items nobody has heard of are looked up in the stock, so many at once, and so are old
 /// orders: what callers make up costs no more than this, and leaves nothing behind.

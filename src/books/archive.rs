@@ -3,9 +3,9 @@
 use consumer::ledger::Closed;
 use uuid::Uuid;
 
-use crate::audit::audit;
-use crate::item::Item;
-use crate::settle::Trouble;
+use crate::books::audit::audit;
+use crate::books::settle::Trouble;
+use crate::sale::item::Item;
 use crate::world::World;
 
 /// What became of an item's sales.
