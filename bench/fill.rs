@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use consumer::config::{Secrets, Settings};
+use consumer::service::config::{Secrets, Settings};
+use seckill::clock::moment;
 use seckill::journal::Journal as _;
 use seckill::journal::kafka::KafkaJournal;
-use seckill::sale::item::Item;
-use seckill::stock::{Attempt, Batch, moment};
+use seckill::sale::{Attempt, Batch, Item};
 use uuid::Uuid;
 
 #[derive(Parser)]

@@ -17,18 +17,16 @@ use consumer::ledger::mysql::MySqlLedger;
 use consumer::progress::Extents;
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use prometheus::Registry;
+use seckill::clock::moment;
 use seckill::http::{self, Front};
 use seckill::journal::{Journal, Receipt};
 use seckill::metrics::Metrics;
-use seckill::sale::item::Item;
+use seckill::sale::{Attempt, Batch, Item, Purchase, Window};
 use seckill::selling::desk::Desk;
-use seckill::selling::gate::Window;
-use seckill::selling::shop::{Purchase, Shop};
+use seckill::selling::shop::Shop;
 use seckill::selling::till::Till;
 use seckill::stock::redis::RedisStock;
-use seckill::stock::{
-    Attempt, Batch, Book, Call, Entries, EntryName, Outcome, Reply, Stock, StockError, moment,
-};
+use seckill::stock::{Book, Call, Entries, EntryName, Outcome, Reply, Stock, StockError};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::LocalSet;
 use uuid::Uuid;

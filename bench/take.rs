@@ -3,9 +3,10 @@
 //!
 //! Usage: take BATCHES SIZE anonymous|keyed, with `SECKILL_REDIS_URL`
 
-use seckill::sale::item::Item;
+use seckill::clock::moment;
+use seckill::sale::{Attempt, Item};
 use seckill::stock::redis::RedisStock;
-use seckill::stock::{Attempt, Call, Stock as _, moment};
+use seckill::stock::{Call, Stock as _};
 use uuid::Uuid;
 
 #[tokio::main(flavor = "current_thread")]

@@ -36,6 +36,19 @@ pub fn now() -> Timestamp {
     now.checked_add(SignedDuration::from_millis(AHEAD_MS.get())).unwrap_or(now)
 }
 
+/// The same, in Unix milliseconds.
+#[must_use]
+pub fn now_ms() -> i64 {
+    now().as_millisecond()
+}
+
+/// Now, as exactly as messages and ledger keep it.
+#[must_use]
+pub fn moment() -> Timestamp {
+    let now = now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
+}
+
 /// A new UUID v7: it begins with the time here.
 #[must_use]
 pub fn new_id() -> Uuid {

@@ -24,13 +24,12 @@ use actix_web::http::header::{self, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::{Next, from_fn};
 use actix_web::{App, Error, FromRequest, Handler, HttpRequest, HttpResponse, Responder, web};
-use consumer::web::{Capacity, within_limits};
+use consumer::service::web::{Capacity, within_limits};
 use serde::Deserialize;
 
 use crate::metrics::Metrics;
-use crate::sale::item::Item;
+use crate::sale::{Item, Window};
 use crate::selling::desk::Desk;
-use crate::selling::gate::Window;
 use crate::selling::shop::Shop;
 use answer::{Code, Language, problem, words};
 pub use contract::contract;
@@ -89,7 +88,7 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
         };
         words(Language::Zh, code, None)
     });
-    consumer::web::serve(listener, capacity, refuse, move || service(front.clone()))
+    consumer::service::web::serve(listener, capacity, refuse, move || service(front.clone()))
 }
 
 impl Front {

@@ -1,6 +1,7 @@
 //! Where sales are made durable: the trait every journal keeps, and the receipt for a batch.
 
 pub mod kafka;
+pub mod progress;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use async_trait::async_trait;
 use consumer::progress::Extents;
 use tokio::sync::Notify;
 
-use crate::stock::Batch;
+use crate::sale::Batch;
 
 /// An append-only log of sales.
 #[async_trait]
@@ -129,8 +130,9 @@ impl Receipt {
 #[cfg(test)]
 pub(crate) mod contract {
     use super::*;
-    use crate::sale::item::Item;
-    use crate::stock::{Attempt, moment};
+    use crate::clock::moment;
+    use crate::sale::Attempt;
+    use crate::sale::Item;
     use uuid::Uuid;
 
     /// A batch of sales such as a stock takes.

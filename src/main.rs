@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use consumer::config::{self, AFTER_HELP, Settings};
+use consumer::service::config::{self, AFTER_HELP, Settings};
 use seckill::books::restore::Wish;
 use seckill::operating::commands as operate;
 use seckill::operating::serve;
-use seckill::sale::item::Item;
+use seckill::sale::Item;
 use uuid::Uuid;
 
 /// A flash sale: N units become exactly N orders

@@ -1,3 +1,16 @@
-//! The words that every room uses.
+//! The words that every room uses: what is sold, to whom, when, and what is said of it.
 
-pub mod item;
+mod batch;
+mod epoch;
+mod item;
+mod purchase;
+pub mod times;
+mod view;
+mod window;
+
+pub use batch::{Attempt, Batch};
+pub use epoch::epoch_after;
+pub use item::Item;
+pub use purchase::{OrderStatus, Purchase};
+pub use view::{State, View};
+pub use window::Window;

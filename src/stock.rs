@@ -6,15 +6,13 @@ pub mod redis;
 #[cfg(test)]
 pub(crate) mod contract;
 
-use std::fmt::Write as _;
-
 use async_trait::async_trait;
 use consumer::sale::Sale;
 use jiff::Timestamp;
-use uuid::{Builder, Uuid};
+use uuid::Uuid;
 
-use crate::clock::{new_id, now};
-use crate::sale::item::Item;
+use crate::journal::progress::Trouble;
+use crate::sale::{Attempt, Batch, Item};
 
 /// The units on sale, and the books of who took which.
 ///
@@ -95,15 +93,6 @@ pub type EntryName = Vec<u8>;
 /// Entries read at a time: 64 × 512 sales are a few megabytes.
 pub const ENTRIES_AT_ONCE: usize = 64;
 
-/// Somebody's wish for one unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
-    /// The order it becomes if a unit is taken for it.
-    pub order: Uuid,
-    /// What makes it the same attempt when it comes again; `None`: anonymous.
-    pub name: Option<String>,
-}
-
 /// One question to the stock.
 #[derive(Debug, Clone)]
 pub struct Call {
@@ -134,25 +123,6 @@ pub const MAX_ATTEMPTS: usize = 512;
 
 /// Settles a call: enough for all that can be acknowledged in a refresh interval.
 pub const MAX_SETTLED: usize = 1000;
-
-/// Now, as exactly as messages and ledger keep it.
-#[must_use]
-pub fn moment() -> Timestamp {
-    let now = now();
-    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
-}
-
-/// A name for a new sale: later than one that is known, whatever this machine's clock says.
-#[must_use]
-pub fn epoch_after(known: Option<Uuid>) -> Uuid {
-    let now = new_id();
-    let Some(known) = known.filter(|known| *known >= now) else { return now };
-    let mut random = [0; 10];
-    random.copy_from_slice(&now.as_bytes()[6..]);
-    // The time is the first 48 bits of a UUID v7.
-    let millis = (known.as_u128() >> 80) as u64;
-    Builder::from_unix_timestamp_millis(millis + 1, &random).into_uuid()
-}
 
 /// Goes through an outbox, some of its entries at a time.
 pub struct Walk<'s> {
@@ -236,113 +206,6 @@ pub struct Known {
     pub batch: Uuid,
     /// Whether that batch is still in the outbox.
     pub open: bool,
-}
-
-/// Units taken by one call: one entry in the outbox, settled together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    /// Its name in the outbox.
-    pub id: Uuid,
-    /// What was sold.
-    pub item: Item,
-    /// The sale.
-    pub epoch: Uuid,
-    /// The sale's term.
-    pub term: u64,
-    /// The first unit's serial; the others follow.
-    pub serial: u64,
-    /// Units left after the first.
-    pub remaining: u64,
-    /// When.
-    pub at: Timestamp,
-    /// Who took them.
-    pub attempts: Vec<Attempt>,
-}
-
-impl Batch {
-    /// The sale at `index`.
-    #[must_use]
-    pub fn sale(&self, index: usize) -> Sale {
-        let nth = index as u64;
-        Sale {
-            order: self.attempts[index].order,
-            item: self.item.name().to_owned(),
-            epoch: self.epoch,
-            term: self.term,
-            serial: self.serial + nth,
-            remaining: self.remaining.saturating_sub(nth),
-            attempt: self.attempts[index].name.clone(),
-            buyer: None,
-            sold_at: self.at,
-        }
-    }
-
-    /// All its sales, in order.
-    pub fn sales(&self) -> impl Iterator<Item = Sale> {
-        (0..self.attempts.len()).map(|index| self.sale(index))
-    }
-
-    /// Where `order` stands in it.
-    #[must_use]
-    pub fn position(&self, order: Uuid) -> Option<usize> {
-        self.attempts.iter().position(|attempt| attempt.order == order)
-    }
-
-    /// Reads an outbox entry: a line `epoch term serial remaining micros`, then a line for each
-    /// unit, `order` or `order name`.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub fn from_entry(id: &str, item: &Item, entry: &str) -> Result<Self, String> {
-        let id = id.parse().map_err(|_| format!("the field {id:?} is not a UUID"))?;
-        let (head, lines) = entry.split_once('\n').ok_or("no line of its sale")?;
-        let head: Vec<&str> = head.split(' ').collect();
-        let [epoch, term, serial, remaining, micros] = head[..] else {
-            return Err("the first line is not `epoch term serial remaining micros`".into());
-        };
-        // No more than a row can hold, with room for the lines.
-        let number = |text: &str| match text.parse::<u64>() {
-            Ok(number) if number <= i64::MAX as u64 / 2 => Ok(number),
-            _ => Err(format!("{text:?} is not a number")),
-        };
-        let attempts = lines
-            .lines()
-            .map(|line| {
-                let (order, name) =
-                    line.split_once(' ').map_or((line, None), |(order, name)| (order, Some(name)));
-                let order = order.parse().map_err(|_| format!("{order:?} is not an order"))?;
-                Ok(Attempt { order, name: name.map(str::to_owned) })
-            })
-            .collect::<Result<Vec<_>, String>>()?;
-        if attempts.is_empty() || number(serial)? == 0 {
-            return Err("it holds no unit".into());
-        }
-        Ok(Self {
-            id,
-            item: item.clone(),
-            epoch: epoch.parse().map_err(|_| format!("{epoch:?} is not an epoch"))?,
-            term: number(term)?,
-            serial: number(serial)?,
-            remaining: number(remaining)?,
-            at: micros
-                .parse()
-                .ok()
-                .and_then(|micros| Timestamp::from_microsecond(micros).ok())
-                .ok_or_else(|| format!("{micros:?} is not a time"))?,
-            attempts,
-        })
-    }
-}
-
-impl Attempt {
-    /// Its line in an outbox entry.
-    pub fn write_line(&self, into: &mut String) {
-        // Writing into a String cannot fail.
-        let _ = match &self.name {
-            Some(name) => writeln!(into, "{} {name}", self.order),
-            None => writeln!(into, "{}", self.order),
-        };
-    }
 }
 
 /// Some of the entries of an item's outbox.
@@ -450,53 +313,8 @@ pub enum StockError {
     Silent(String),
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_sale_is_later_than_a_known_one_whatever_the_clock_says() {
-        let year = 365 * 24 * 3600;
-        let ahead =
-            uuid::Timestamp::from_unix(uuid::NoContext, Timestamp::now().as_second() as u64 + year, 0);
-        let known = Uuid::new_v7(ahead);
-        let next = epoch_after(Some(known));
-        assert!(next > known && next.get_version_num() == 7, "{next} after {known}");
-        assert_ne!(epoch_after(Some(known)), next);
-        let now = Uuid::now_v7();
-        assert!(epoch_after(Some(now)) > now && epoch_after(None) > now);
-    }
-
-    #[test]
-    fn an_outbox_entry_is_read_as_it_was_written() {
-        let orders: Vec<Uuid> = (0..3).map(|_| Uuid::now_v7()).collect();
-        let (id, epoch, at) = (Uuid::now_v7(), Uuid::now_v7(), moment());
-        let attempts: Vec<Attempt> = orders
-            .iter()
-            .zip([None, Some("k:a b "), None])
-            .map(|(order, name)| Attempt { order: *order, name: name.map(str::to_owned) })
-            .collect();
-        let mut entry = format!("{epoch} 2 7 3 {}\n", at.as_microsecond());
-        attempts.iter().for_each(|attempt| attempt.write_line(&mut entry));
-        let item = Item::default();
-        let batch = Batch::from_entry(&id.to_string(), &item, &entry).expect("readable");
-        assert_eq!(
-            batch,
-            Batch { id, item: item.clone(), epoch, term: 2, serial: 7, remaining: 3, at, attempts }
-        );
-        assert_eq!(batch.sale(2).serial, 9);
-        for wrong in [
-            "",
-            "x",
-            &entry.replace(" 7 ", " 0 "),
-            &entry.replace(" 7 ", " 18446744073709551615 "),
-            &entry.replace(" 2 ", " -2 "),
-            &entry.replace(&orders[1].to_string(), "someone"),
-            &entry[..entry.find('\n').expect("a line")],
-            &format!("{epoch} 2 7 3 9999999999999999999\n{}\n", orders[0]),
-        ] {
-            assert!(Batch::from_entry(&id.to_string(), &item, wrong).is_err(), "{wrong}");
-        }
-        assert!(Batch::from_entry("by hand", &item, &entry).is_err());
+impl From<StockError> for Trouble {
+    fn from(error: StockError) -> Self {
+        Self::Passing(error.to_string())
     }
 }

@@ -5,22 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use consumer::config::{ConfigError, Settings};
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::ledger::sqlite::SqliteLedger;
 use consumer::ledger::{Ledger, LedgerError};
+use consumer::service::config::{ConfigError, Settings};
 use consumer::sqlite::{FileError, SqliteFile};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use crate::books::settle::SETTLED_AFTER;
 use crate::journal::Journal;
 use crate::journal::kafka::KafkaJournal;
 use crate::journal::sqlite::SqliteJournal;
-use crate::sale::item::Item;
+use crate::sale::times::SETTLED_AFTER;
+use crate::sale::{Item, epoch_after};
 use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
-use crate::stock::{Stock, StockError, epoch_after};
+use crate::stock::{Stock, StockError};
 
 /// How long a refused `seed` goes on trying, and how often.
 const SEED_WITHIN: Duration = Duration::from_secs(10);

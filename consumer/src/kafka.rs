@@ -15,7 +15,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaErrorCode;
 
-use crate::reader::ReaderError;
+use crate::progress::ReaderError;
 
 pub use settings::{client, create};
 pub use topic::ensure_topic;

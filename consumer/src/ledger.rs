@@ -19,8 +19,9 @@ use std::ops::RangeInclusive;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+pub use crate::progress::{Checkpoint, Message, fingerprint};
 use crate::sale::Sale;
-pub use batch::{Batch, Checkpoint, Message, Part, fingerprint};
+pub use batch::{Batch, Part};
 
 /// What a consumer writes: rows and the offsets they came from, in one transaction.
 #[async_trait]
@@ -86,9 +87,9 @@ pub trait Ledger: Record {
     /// so that what is counted after it stays true.
     async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError>;
 
-    /// The next `rows` recorded serials after `after`: how many there are, and the last of them.
-    /// As many as the numbers they span: none is missing between.
-    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError>;
+    /// From the next recorded serial after `after` so many serials: how many of them are recorded, and
+    /// the last that is. As many as the numbers they span: none is missing between.
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, serials: u32) -> Result<Page, LedgerError>;
 
     /// The recorded serials after `after` and up to `upto`, ascending, each with its order.
     async fn orders(

@@ -6,28 +6,29 @@
 //!                          └── offset ┘           the only checkpoint there is
 //! ```
 //!
-//! Read in this order: [`sale`] (the message), [`ledger`] (the books and the posting rule),
-//! [`reader`] (where messages come from), [`step`] (one finite step of the consumer),
-//! [`progress`] and [`lag`] (how far behind), [`run`] (the process around it).
+//! The rooms, from the top; each uses those below it, and none above. The selling half, the package
+//! `seckill`, uses all but the first two.
 //!
-//! Beside the path: [`skip`] (an operator's decision), [`config`] (the settings of both programs), [`kafka`] and [`sqlite`] (what
-//! both programs ask of them alike), [`metrics`] and [`ops`] (what a person sees), [`web`] (how HTTP is served).
+//! | room | what stands in it |
+//! |---|---|
+//! | [`recording`] | the consumer: one finite step, the process around it, its lag and metrics |
+//! | [`reader`] | where messages come from: Kafka, or a table |
+//! | [`ledger`] | the books and the posting rule: MySQL and MariaDB, or SQLite |
+//! | [`kafka`] | what both programs ask of Kafka |
+//! | [`progress`] | checkpoints, held against what the log still has |
+//! | [`sqlite`] | the embedded file |
+//! | [`service`] | how a program runs: settings, HTTP, ops |
+//! | [`sale`] | the message |
 
 // What tests/support names `consumer` is this crate also in its own tests.
 #[cfg(test)]
 extern crate self as consumer;
 
-pub mod config;
 pub mod kafka;
-pub mod lag;
 pub mod ledger;
-pub mod metrics;
-pub mod ops;
 pub mod progress;
 pub mod reader;
-pub mod run;
+pub mod recording;
 pub mod sale;
-pub mod skip;
+pub mod service;
 pub mod sqlite;
-pub mod step;
-pub mod web;

@@ -7,16 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use consumer::config::{self, AFTER_HELP, ConfigError, Secret, Settings};
+use consumer::kafka;
 use consumer::kafka::Watermarks;
 use consumer::ledger::Ledger;
 use consumer::ledger::mysql::MySqlLedger;
-use consumer::metrics::Metrics;
 use consumer::reader::kafka::KafkaReader;
-use consumer::run::{Health, Stop, run, until_up};
-use consumer::skip::{Skip, skip};
-use consumer::step::{Consumer, StepError};
-use consumer::{kafka, ops, web};
+use consumer::recording::metrics::Metrics;
+use consumer::recording::run::{Health, Stop, run, until_up};
+use consumer::recording::skip::{Skip, skip};
+use consumer::recording::step::{Consumer, StepError};
+use consumer::service::config::{self, AFTER_HELP, ConfigError, Secret, Settings};
+use consumer::service::{ops, web};
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -4,12 +4,14 @@
 //! a message of a transaction that goes on, or its marker, is none. A log that contradicts the
 //! checkpoints is never "caught up": what was told may be lost, and a person must know.
 
+mod checkpoint;
+
 use std::collections::BTreeMap;
 
 use What::{Gone, Missing, Short};
+pub use checkpoint::{Checkpoint, Message, fingerprint};
 
-use crate::ledger::Checkpoint;
-use crate::reader::sqlite::TOPIC as EMBEDDED;
+use crate::sqlite::TOPIC as EMBEDDED;
 
 /// What a log has of a partition: the offsets from `start` up to, without, `end`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -152,6 +154,27 @@ impl std::fmt::Display for Contradiction {
 }
 
 impl std::error::Error for Contradiction {}
+
+/// Why nothing could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReaderError {
+    /// Not reachable: worth trying again.
+    #[error("the journal is away: {0}")]
+    Away(String),
+    /// What was to be read next is not in the log any more: start once more from the checkpoints,
+    /// which say whether that matters.
+    #[error("{0}")]
+    Outside(String),
+    /// The log contradicts the checkpoints: stop and say so.
+    #[error("{0}")]
+    Foreign(String),
+}
+
+impl From<Contradiction> for ReaderError {
+    fn from(contradiction: Contradiction) -> Self {
+        Self::Foreign(contradiction.to_string())
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::ledger::Message;
-use crate::progress::{Checkpoints, Contradiction, Extents};
+pub use crate::progress::ReaderError;
+use crate::progress::{Checkpoints, Extents, Message};
 
 /// A journal seen from its end: partitions are assigned, started at an offset, read.
 #[async_trait]
@@ -50,25 +50,4 @@ pub enum Read {
     Passed(BTreeMap<i32, i64>),
     /// Nothing within the time given.
     Quiet,
-}
-
-/// Why nothing could be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReaderError {
-    /// Not reachable: worth trying again.
-    #[error("the journal is away: {0}")]
-    Away(String),
-    /// What was to be read next is not in the log any more: start once more from the checkpoints,
-    /// which say whether that matters.
-    #[error("{0}")]
-    Outside(String),
-    /// The log contradicts the checkpoints: stop and say so.
-    #[error("{0}")]
-    Foreign(String),
-}
-
-impl From<Contradiction> for ReaderError {
-    fn from(contradiction: Contradiction) -> Self {
-        Self::Foreign(contradiction.to_string())
-    }
 }

@@ -11,10 +11,17 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Row};
 use tokio::sync::Mutex;
 
-use crate::config::ConfigError;
+use crate::service::config::ConfigError;
 
 /// The tables, as they are made in SQLite.
 static MIGRATIONS: Migrator = sqlx::migrate!("../sql/sqlite");
+
+/// The journal's name in checkpoints.
+pub const TOPIC: &str = "journal";
+
+/// Sales posted at a time: an insert of so many is prepared once. Meanwhile the file's one write
+/// lock is held, some 1 ms, and buyers wait.
+pub(crate) const BATCH: usize = 100;
 
 /// `SECK`, in the header of every file of ours (`pragma application_id`).
 const APPLICATION_ID: u32 = 0x5345_434b;

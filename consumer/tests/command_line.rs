@@ -93,7 +93,7 @@ fn help_names_every_variable() {
     let output = consumer(&["--help"], &[]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).expect("utf-8");
-    for (name, _) in consumer::config::SECRETS {
+    for (name, _) in consumer::service::config::SECRETS {
         assert!(text.contains(name), "{name}\n{text}");
     }
     assert!(text.contains("SECKILL_CONSUMER_OPS_LISTEN") && text.contains("migrate"), "{text}");

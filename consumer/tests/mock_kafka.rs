@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consumer::config::Settings;
 use consumer::ledger::Ledger;
 use consumer::ledger::sqlite::SqliteLedger;
-use consumer::metrics::Metrics;
 use consumer::progress::Extent;
 use consumer::reader::kafka::KafkaReader;
 use consumer::reader::{Read, Reader, ReaderError};
+use consumer::recording::metrics::Metrics;
+use consumer::recording::step::{Consumer, Step};
+use consumer::service::config::Settings;
 use consumer::sqlite::SqliteFile;
-use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;

@@ -7,9 +7,9 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use consumer::config::Settings;
 use consumer::kafka::ensure_topic;
 use consumer::ledger::mysql::MySqlLedger;
+use consumer::service::config::Settings;
 use support::kafka::{delete_topic, group_offset, produce};
 use support::{Database, SOON, bytes, sale, serials, server, settings};
 

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consumer::ledger::sqlite::SqliteLedger;
-use consumer::metrics::Metrics;
 use consumer::progress::{Checkpoints, Extent};
 use consumer::reader::sqlite::SqliteReader;
 use consumer::reader::{Read, Reader, ReaderError};
+use consumer::recording::metrics::Metrics;
+use consumer::recording::step::{Consumer, Step};
 use consumer::sqlite::{FileError, SqliteFile, Synchronous};
-use consumer::step::{Consumer, Step};
 use prometheus::Registry;
 use sqlx::{Connection, SqliteConnection};
 use support::kafka::at;

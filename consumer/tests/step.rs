@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use consumer::ledger::{Batch, Checkpoint, LedgerError, Message, Posted, Record, fingerprint};
-use consumer::metrics::Metrics;
 use consumer::progress::{Checkpoints, Extent, Extents};
 use consumer::reader::{Read, Reader, ReaderError};
-use consumer::run::{Health, Stop, run};
-use consumer::step::{Consumer, Step, StepError};
+use consumer::recording::metrics::Metrics;
+use consumer::recording::run::{Health, Stop, run};
+use consumer::recording::step::{Consumer, Step, StepError};
 use prometheus::Registry;
 
 type Shared<T> = Arc<Mutex<T>>;

@@ -4,8 +4,8 @@ use consumer::ledger::Closed;
 use uuid::Uuid;
 
 use crate::books::audit::audit;
-use crate::books::settle::Trouble;
-use crate::sale::item::Item;
+use crate::journal::progress::Trouble;
+use crate::sale::Item;
 use crate::world::World;
 
 /// What became of an item's sales.

@@ -8,8 +8,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::books::gaps::{self, Gaps, Runs};
-use crate::books::settle::{Trouble, recorded_all};
-use crate::sale::item::Item;
+use crate::journal::progress::{Trouble, recorded_all};
+use crate::sale::Item;
 use crate::stock::{Book, Walk};
 use crate::world::World;
 

@@ -14,9 +14,11 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::books::gaps::Gaps;
-use crate::books::settle::{TAKE_OVER_AFTER, TAKEN, Trouble, holding, settle};
+use crate::books::settle::{TAKEN, holding, settle};
+use crate::journal::progress::Trouble;
 use crate::metrics::Metrics;
-use crate::sale::item::Item;
+use crate::sale::Item;
+use crate::sale::times::TAKE_OVER_AFTER;
 use crate::selling::shop::Shop;
 use crate::selling::till::Till;
 use crate::stock::{Claim, Claimed, Opening, Owner};

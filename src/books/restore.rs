@@ -8,13 +8,18 @@ use uuid::Uuid;
 
 use crate::books::audit::audit;
 use crate::books::gaps::Gaps;
-use crate::books::settle::{Settled, TAKE_OVER_AFTER, Trouble, caught_up, holding, settle};
-use crate::sale::item::Item;
+use crate::books::settle::{Settled, caught_up, holding, settle};
+use crate::journal::progress::Trouble;
+use crate::sale::Item;
+use crate::sale::times::TAKE_OVER_AFTER;
 use crate::stock::{Anew, Book, Claim, Claimed, Opening, Owner, Walk};
 use crate::world::{Kind, World};
 
-/// Winners handed from the ledger to the stock at a time: some megabytes.
+/// Sales looked through at a time for winners, who are handed to the stock: some megabytes.
 const SALES_AT_ONCE: u32 = 10_000;
+
+/// How often it is said how many.
+const SAID_EVERY: usize = 100_000;
 
 /// How often whoever waits for a claim asks for it.
 const ASK_EVERY: Duration = Duration::from_millis(200);
@@ -176,8 +181,10 @@ async fn write_anew(
         after = page.last;
         if !winners.is_empty() {
             world.stock.prepare(item, id, &winners).await?;
+            if (handed + winners.len()) / SAID_EVERY > handed / SAID_EVERY {
+                log::info!("{item}: {} winners are known again", handed + winners.len());
+            }
             handed += winners.len();
-            log::info!("{item}: {handed} winners are known again");
         }
     }
     for entry in &unreadable {

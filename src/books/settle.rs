@@ -4,33 +4,21 @@
 use std::time::Duration;
 
 use consumer::ledger::{Account, Ledger, LedgerError};
-use consumer::progress::{Contradiction, behind};
+use consumer::progress::behind;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
-use crate::journal::Journal;
-use crate::sale::item::Item;
-use crate::selling::till::{DELIVERY_DEADLINE, TELL_WITHIN};
-use crate::stock::{Attempt, Batch, Claim, Claimed, StockError, Walk};
+use crate::journal::progress::Trouble;
+use crate::sale::times::{DELIVERY_DEADLINE, RENEW_EVERY};
+use crate::sale::{Attempt, Batch, Item};
+use crate::stock::{Claim, Claimed, Walk};
 use crate::world::World;
-
-/// After this nobody can still be told success on the strength of what the stock said before it
-/// was shut. With a replica, what the old master vouched for is older by at most
-/// `min-replicas-max-lag`; give it that time before a failover.
-pub const SETTLED_AFTER: Duration = TELL_WITHIN.saturating_add(Duration::from_millis(200));
 
 /// How long the ledger may stand still while it is behind.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 
 /// How often the ledger is asked whether it has caught up.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-
-/// How often a claim is renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(3);
-
-/// A claim that was not renewed for so long is of somebody who died: ten renewals, so that a
-/// server that is away for some seconds costs nobody a claim.
-pub const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
 
 /// How often the term is raised anew when another raised it at the same time.
 const RAISES: u32 = 10;
@@ -162,17 +150,6 @@ async fn raise(world: &World, item: &Item, epoch: Uuid, id: Uuid, claimed: &Clai
     Err("the sale's term is raised again and again by others".into())
 }
 
-/// Whether the ledger has all that is in the journal now.
-///
-/// # Errors
-/// A server is away, or the journal contradicts the ledger.
-pub async fn recorded_all(journal: &dyn Journal, ledger: &dyn Ledger) -> Result<bool, Trouble> {
-    let before = ledger.checkpoints(journal.topic()).await?;
-    let extents = journal.extents().await?;
-    let after = ledger.checkpoints(journal.topic()).await?;
-    Ok(behind(journal.topic(), &before, &extents, &after)? == 0)
-}
-
 /// Waits until the ledger has all that is in the journal now, for as long as it moves.
 ///
 /// # Errors
@@ -198,40 +175,5 @@ pub async fn caught_up(world: &World) -> Result<(), Trouble> {
             .into());
         }
         sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Why it cannot go on, in words: which server is away, or who came in between.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
-    /// It may pass.
-    #[error("{0}")]
-    Passing(String),
-    /// It does not: the journal is not the one that was recorded, or not all of it.
-    #[error(transparent)]
-    Contradiction(#[from] Contradiction),
-}
-
-impl From<String> for Trouble {
-    fn from(why: String) -> Self {
-        Self::Passing(why)
-    }
-}
-
-impl From<&str> for Trouble {
-    fn from(why: &str) -> Self {
-        Self::Passing(why.to_owned())
-    }
-}
-
-impl From<StockError> for Trouble {
-    fn from(error: StockError) -> Self {
-        Self::Passing(error.to_string())
-    }
-}
-
-impl From<LedgerError> for Trouble {
-    fn from(error: LedgerError) -> Self {
-        Self::Passing(error.to_string())
     }
 }

@@ -13,10 +13,9 @@ use uuid::Uuid;
 use super::answer::{Code, JSON, Language, NO_STORE, head, problem};
 use super::origin::{ELSEWHERE, from_elsewhere};
 use super::{Front, Query};
-use crate::sale::item::Item;
+use crate::sale::{Item, Purchase};
 use crate::selling::desk::Desk;
 use crate::selling::gate::Gate;
-use crate::selling::shop::Purchase;
 
 /// An attempt's name: as long as a UUID and some more, so that it is cheap to keep.
 const MAX_KEY: usize = 64;

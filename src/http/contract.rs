@@ -15,7 +15,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::answer::{Code, Language, Problem};
 use super::{BUY, COUNT, NOW, ORDER, PAGE, buy, count, order};
-use crate::selling::shop::State;
+use crate::sale::State;
 
 /// Any request may hear these.
 const LIMITS: [Code; 4] = [Code::BadRequest, Code::TooSlow, Code::BodyTooLarge, Code::HeadTooLarge];

@@ -11,9 +11,8 @@ use uuid::Uuid;
 
 use super::answer::{Code, JSON, NO_STORE, head, problem};
 use super::{Front, Query};
-use crate::sale::item::Item;
-use crate::selling::gate::now_ms;
-use crate::selling::shop::{State, View};
+use crate::clock::now_ms;
+use crate::sale::{Item, State, View};
 
 /// How often a page should poll, in milliseconds.
 const NEXT_POLL_MS: u64 = 1000;

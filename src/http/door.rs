@@ -6,10 +6,10 @@ use actix_http::{HttpMessage, Request};
 use actix_web::HttpResponse;
 use actix_web::http::Method;
 use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use consumer::web::fits;
+use consumer::service::web::fits;
 
 use super::{BUY, COUNT, NOW, Worker, buy, count, page};
-use crate::sale::item::Item;
+use crate::sale::Item;
 
 /// How a request is answered at the door.
 pub(super) enum Way {

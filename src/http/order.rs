@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Front;
 use super::answer::{Code, JSON, NO_STORE, head, problem};
-use crate::selling::shop::OrderStatus;
+use crate::sale::OrderStatus;
 
 /// What became of an order.
 #[derive(Serialize, ToSchema)]

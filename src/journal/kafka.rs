@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use consumer::config::Settings;
 use consumer::kafka::{self as client, REFRESH_METADATA_MS, Watermarks};
 use consumer::progress::Extents;
+use consumer::service::config::Settings;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -17,8 +17,8 @@ use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
 
 use super::{Delivery, Journal, Receipt};
-use crate::selling::till::DELIVERY_DEADLINE;
-use crate::stock::Batch;
+use crate::sale::Batch;
+use crate::sale::times::DELIVERY_DEADLINE;
 
 /// Sales waiting for acknowledgement this long without a single one coming: Kafka is away.
 const STALLED_AFTER: Duration = Duration::from_millis(800);
@@ -570,7 +570,7 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledger {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
-    use consumer::config::Secret;
+    use consumer::service::config::Secret;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::DefaultProducerContext;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};

@@ -16,10 +16,10 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{Journal, Receipt};
-use crate::stock::Batch;
+use crate::sale::Batch;
 
 /// The topic's name in checkpoints and rows.
-pub use consumer::reader::sqlite::TOPIC;
+pub use consumer::sqlite::TOPIC;
 
 /// Rows read at a time when the stock is rebuilt: bounds memory. A text of megabytes costs SQLite
 /// twice the time.
@@ -315,7 +315,7 @@ impl Journal for SqliteJournal {
 mod tests {
     use super::*;
     use crate::journal::contract::keeps_the_contract;
-    use crate::sale::item::Item;
+    use crate::sale::Item;
     use crate::stock::Stock as _;
     use crate::stock::contract::call;
     use crate::stock::memory::MemoryStock;

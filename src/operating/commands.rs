@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use consumer::config::{Settings, failure, one_line_of, usage};
+use consumer::service::config::{Settings, failure, one_line_of, usage};
 use serde::Serialize;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -12,10 +12,11 @@ use uuid::Uuid;
 use crate::books::archive::{Archived, archive as put_away};
 use crate::books::audit::{self, Audit};
 use crate::books::restore::{Restoration, Wish, restore as make_anew};
-use crate::books::settle::{Trouble, recorded, recorded_all};
-use crate::sale::item::Item;
-use crate::selling::till::TELL_WITHIN;
-use crate::stock::{Batch, Book, StockError, Walk};
+use crate::books::settle::recorded;
+use crate::journal::progress::{Trouble, recorded_all};
+use crate::sale::times::TELL_WITHIN;
+use crate::sale::{Batch, Item};
+use crate::stock::{Book, StockError, Walk};
 use crate::world::{Kind, Purpose, World, WorldError};
 
 /// `status` waits so long for the journal to take a sale: as long as a buyer would.

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use consumer::config::{Settings, failure, usage};
 use consumer::reader::sqlite::SqliteReader;
-use consumer::run::{Health, Stop};
-use consumer::step::Consumer;
+use consumer::recording::run::{Health, Stop};
+use consumer::recording::step::Consumer;
+use consumer::service::config::{Settings, failure, usage};
 use prometheus::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,10 +18,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::books::reopen::Reopener;
+use crate::clock::now_ms;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::operating::commands;
-use crate::selling::gate::{Window, now_ms};
+use crate::sale::Window;
 use crate::selling::ids::{Ids, Key};
 use crate::selling::outbox::Announcer;
 use crate::selling::shop::Shop;
@@ -71,7 +72,7 @@ pub async fn serve(settings: Settings) -> ExitCode {
         Err(error) => return usage(&error.0),
     };
     // Every buyer is an open file; the shell's usual 1024 is no limit anyone chose.
-    let open_files = match consumer::web::open_files(http::files_needed()) {
+    let open_files = match consumer::service::web::open_files(http::files_needed()) {
         Ok(open_files) => open_files,
         Err(why) => return failure(&why),
     };
@@ -83,7 +84,7 @@ pub async fn serve(settings: Settings) -> ExitCode {
         Ok(listener) => listener,
         Err(why) => return failure(&why),
     };
-    let world = match operate::open(&settings, Purpose::Serve).await {
+    let world = match commands::open(&settings, Purpose::Serve).await {
         Ok(world) => world,
         Err(code) => return code,
     };
@@ -142,8 +143,8 @@ async fn run(
     }
     let contract = http::contract(&format!("http://{}", describe(&buyers))).to_json();
     let contract = contract.map_err(|error| error.to_string())?;
-    let ops =
-        consumer::ops::serve(ops, registry, ready, Some(contract)).map_err(|error| error.to_string())?;
+    let ops = consumer::service::ops::serve(ops, registry, ready, Some(contract))
+        .map_err(|error| error.to_string())?;
     let ops_handle = ops.handle();
     let front =
         http::Front { shop: Arc::clone(&shop), window, metrics, origins, draining: Arc::clone(&draining) };
@@ -205,10 +206,13 @@ async fn background(
             ended
         }
         Kind::Embedded(file, _) => {
-            let metrics = consumer::metrics::Metrics::new(&registry).map_err(|error| error.to_string())?;
+            let metrics =
+                consumer::recording::metrics::Metrics::new(&registry).map_err(|error| error.to_string())?;
             let reader = SqliteReader::open(file).await.map_err(|error| error.to_string())?;
             let consumer = Consumer::new(Box::new(reader), world.ledger, metrics);
-            consumer::run::run(consumer, Health::default(), stop).await.map_err(|error| error.to_string())
+            consumer::recording::run::run(consumer, Health::default(), stop)
+                .await
+                .map_err(|error| error.to_string())
         }
     }
 }

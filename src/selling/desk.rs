@@ -3,7 +3,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::selling::shop::Purchase;
+use crate::sale::Purchase;
 
 /// An answer, and who waits for it.
 type Answered = (oneshot::Sender<Purchase>, Purchase);

@@ -1,59 +1,13 @@
 //! What can be answered without asking the stock: not open, closed, sold out, in doubt.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::clock::{elapsed, now};
-use crate::selling::shop::{Purchase, State, View};
-
-/// How often a till refreshes its view: what an operator does shows on every node within 200 ms.
-pub const REFRESH_EVERY: Duration = Duration::from_millis(100);
-
-/// A view older than this vouches for nothing: "unavailable", never "sold out".
-const STALE_AFTER: Duration = Duration::from_secs(1);
-
-/// When the sale is open, in Unix milliseconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Window {
-    /// Not before; always, when unset.
-    pub opens_at: Option<i64>,
-    /// Not from then on; for ever, when unset.
-    pub closes_at: Option<i64>,
-}
-
-impl Window {
-    /// Whether the opening is still to come.
-    #[must_use]
-    pub fn before_opening(&self) -> bool {
-        self.opens_at.is_some_and(|at| now_ms() < at)
-    }
-
-    /// Whether the sale is over.
-    #[must_use]
-    pub fn after_closing(&self) -> bool {
-        self.closes_at.is_some_and(|at| now_ms() >= at)
-    }
-}
-
-impl std::fmt::Display for Window {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let at = |ms: Option<i64>, otherwise: &str| {
-            let at = ms.and_then(|ms| Timestamp::from_millisecond(ms).ok());
-            at.map_or_else(|| otherwise.to_owned(), |at| at.to_string())
-        };
-        write!(f, "from {} until {}", at(self.opens_at, "now on"), at(self.closes_at, "it is sold out"))
-    }
-}
-
-/// This node's clock, in Unix milliseconds.
-#[must_use]
-pub fn now_ms() -> i64 {
-    now().as_millisecond()
-}
+use crate::clock::elapsed;
+use crate::sale::times::STALE_AFTER;
+use crate::sale::{Purchase, State, View, Window};
 
 /// What a node knows of an item, from the last reply of the stock.
 #[derive(Debug, Clone)]

@@ -9,20 +9,16 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use consumer::config::{ConfigError, Secret};
+use consumer::service::config::{ConfigError, Secret};
 use siphasher::sip::SipHasher24;
 use uuid::{Builder, Uuid};
 
-use crate::clock::new_id;
-use crate::selling::gate::now_ms;
-use crate::selling::till::DELIVERY_DEADLINE;
+use crate::clock::{new_id, now_ms};
+use crate::sale::times::{CLOCK_SKEW, DELIVERY_DEADLINE};
 
 /// Of an id's random bytes so many are the check: one made-up id in sixteen million passes it, and
 /// 50 bits stay that keep two ids of one millisecond apart.
 const CHECK_BYTES: usize = 3;
-
-/// Clocks of nodes may differ by so much: a younger order may still be on its way.
-const CLOCK_SKEW: Duration = Duration::from_secs(10);
 
 /// How ids are made here, and told from made-up ones.
 pub struct Ids {

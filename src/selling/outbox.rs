@@ -13,17 +13,14 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::journal::{Journal, Receipt};
 use crate::metrics::Metrics;
-use crate::sale::item::Item;
+use crate::sale::Item;
+use crate::sale::times::GRACE;
 use crate::selling::shop::Shop;
 use crate::selling::till::Till;
 use crate::stock::{ENTRIES_AT_ONCE, EntryName, Stock, StockError};
 
 /// How often the outboxes are looked through.
 const SCAN_EVERY: Duration = Duration::from_secs(1);
-
-/// An entry is left to whoever took it for so long, by this node's monotonic clock from when it
-/// first saw the entry: longer than the journal's delivery deadline.
-pub const GRACE: Duration = Duration::from_secs(15);
 
 /// Sales announced and not acknowledged at a time: a fifth of the producer's queue, so that those
 /// who buy now find room in it.

@@ -5,22 +5,20 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use consumer::ledger::Ledger;
-use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::books::settle::{Trouble, recorded_all};
 use crate::journal::Journal;
+use crate::journal::progress::{Trouble, recorded_all};
 use crate::metrics::Metrics;
-use crate::sale::item::Item;
+use crate::sale::{Attempt, Item, OrderStatus, Purchase, State, View, Window};
 use crate::selling::desk::Desk;
-use crate::selling::gate::{Gate, Window};
+use crate::selling::gate::Gate;
 use crate::selling::ids::{Ids, is_young};
 use crate::selling::till::{Standing, Till};
-use crate::stock::{Attempt, Stock, StockError, Walk};
+use crate::stock::{Stock, StockError, Walk};
 
 /// Items nobody has heard of are looked up in the stock, so many at once, and so are old
 /// orders: what callers make up costs no more than this, and leaves nothing behind.
@@ -35,80 +33,6 @@ const ORDERS_AT_ONCE: usize = 256;
 
 /// Who asks for an order is told `pending` after this, while nobody can say.
 const ORDER_WITHIN: Duration = Duration::from_secs(3);
-
-/// What a buyer is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purchase {
-    /// The unit is the buyer's, for good.
-    Bought {
-        /// The order.
-        order: Uuid,
-        /// Units left after it.
-        left: u64,
-        /// The sale it is from.
-        epoch: Uuid,
-    },
-    /// There is none left.
-    SoldOut,
-    /// Nobody knows yet; the order says where the outcome will stand.
-    Pending {
-        /// The order it is, if it comes about.
-        order: Uuid,
-        /// The sale it is from; `None` when the stock did not answer.
-        epoch: Option<Uuid>,
-    },
-    /// Not made: the sale opens later.
-    NotOpen,
-    /// Not made: the sale is over.
-    Closed,
-    /// Not made: there is no such item on sale.
-    NotOnSale,
-    /// Not made: too many are waiting.
-    Busy,
-    /// Not made: a server is away, or the books are in doubt.
-    Unavailable,
-}
-
-/// How far an order has got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OrderStatus {
-    /// Taken, not acknowledged by the journal; or nobody can say yet.
-    Pending,
-    /// Acknowledged by the journal.
-    Accepted,
-    /// In the ledger.
-    Recorded,
-    /// It did not come about.
-    Unknown,
-    /// Nobody can say, and no waiting helps: the journal is not the one that was recorded.
-    Undecided,
-}
-
-/// What the page shows of an item.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
-    /// What a buyer could expect now.
-    pub state: State,
-    /// Units left.
-    pub left: u64,
-    /// Those and the ones sold; not known while the sale is shut.
-    pub total: Option<u64>,
-    /// The sale's name, when there is one.
-    pub epoch: Option<Uuid>,
-}
-
-/// The states of a sale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names say it, and the wire carries them")]
-pub enum State {
-    NotOpen,
-    Open,
-    SoldOut,
-    Closed,
-    NotOnSale,
-    Unavailable,
-}
 
 /// One shop on one node: all items, each with its till.
 pub struct Shop {

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use consumer::ledger::Standpoint;
@@ -16,29 +15,15 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
-use crate::clock::elapsed;
+use crate::clock::{elapsed, moment};
 use crate::journal::{Delivery, Journal, Receipt};
 use crate::metrics::Metrics;
-use crate::sale::item::Item;
+use crate::sale::times::{GIVEN_UP_AFTER, REFRESH_EVERY, TELL_WITHIN, WAIT_WITHIN};
+use crate::sale::{Attempt, Batch, Item, Purchase, View, Window, epoch_after};
 use crate::selling::desk::{Answers, Buyer, Desk};
-use crate::selling::gate::{Gate, Level, REFRESH_EVERY, Window};
+use crate::selling::gate::{Gate, Level};
 use crate::selling::mark::Mark;
-use crate::selling::shop::{Purchase, View};
-use crate::stock::{
-    Attempt, Batch, Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError, epoch_after,
-    moment,
-};
-
-/// Success is told at most this long after the stock was asked for what vouches for it; later
-/// the books may have been reopened without it.
-pub const TELL_WITHIN: Duration = Duration::from_secs(2);
-
-/// The journal gives up on a sale after this; the outbox then announces it again.
-pub const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Of a batch that the journal says nothing of, also not that it was given up, nobody knows anything
-/// after this: sooner than the outbox announces it again.
-const GIVEN_UP_AFTER: Duration = Duration::from_secs(12);
+use crate::stock::{Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
 
 /// What arrives while a call is in flight goes together in the next; two at a time only make smaller
 /// batches. A Redis at a distance of 20 ms limits an item to 25,600 attempts a second on a node.
@@ -46,10 +31,6 @@ const CALLS_IN_FLIGHT: usize = 1;
 
 /// Attempts that may wait; beyond it, `busy`. At 512 a call they wait for 40 calls.
 const MAX_WAITING: usize = 20_480;
-
-/// And so long: whoever could not be put to the stock by then hears `busy` instead of nothing.
-/// With [`TELL_WITHIN`] after it an attempt is answered within 5 s.
-const WAIT_WITHIN: Duration = Duration::from_secs(2);
 
 /// Outbox entries beyond which nothing more is taken: the journal is not keeping up.
 const MAX_OPEN: u64 = 20_000;

@@ -2,8 +2,9 @@
 
 use uuid::Uuid;
 
-use super::{Attempt, Call, Outcome, Reply, Stock, moment};
-use crate::sale::item::Item;
+use super::{Call, Outcome, Reply, Stock};
+use crate::clock::moment;
+use crate::sale::{Attempt, Item};
 
 /// A call for these attempts: `None` is anonymous.
 pub(crate) fn call(names: &[Option<&str>], taking: bool) -> Call {

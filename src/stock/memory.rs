@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::{Batch, Book, Call, Entries, EntryName, Known, Outcome, Reply, Stock, StockError};
+use super::{Book, Call, Entries, EntryName, Known, Outcome, Reply, Stock, StockError};
 use crate::journal::sqlite::{Entry, Rows, Seed, Sold, SqliteJournal, WriteError};
-use crate::sale::item::Item;
+use crate::sale::{Batch, Item};
 
 /// The stock of one embedded file.
 pub struct MemoryStock {

@@ -12,10 +12,9 @@ use redis::{FromRedisValue, RedisError, Script, ScriptInvocation, Value};
 use uuid::Uuid;
 
 use super::{
-    Attempt, Batch, Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply,
-    Stock, StockError,
+    Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply, Stock, StockError,
 };
-use crate::sale::item::Item;
+use crate::sale::{Attempt, Batch, Item};
 use link::Link;
 
 /// Keys looked at in one step of the search for counters: well under a millisecond of Redis' time.
@@ -751,7 +750,7 @@ mod tests {
             term: 0,
             serial: 1,
             remaining: 6,
-            at: crate::stock::moment(),
+            at: crate::clock::moment(),
             attempts: (0..2500)
                 .map(|number| Attempt { order: Uuid::now_v7(), name: Some(format!("k:{number}")) })
                 .collect(),

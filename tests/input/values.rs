@@ -2,12 +2,11 @@
 
 use bolero::{TypeGenerator, check};
 use clap::Parser;
-use consumer::config::{Secret, Settings, units};
 use consumer::ledger::mysql::MySqlLedger;
 use consumer::sale::Sale;
-use seckill::sale::item::Item;
+use consumer::service::config::{Secret, Settings, units};
+use seckill::sale::{Attempt, Batch, Item};
 use seckill::stock::redis::RedisStock;
-use seckill::stock::{Attempt, Batch};
 use uuid::Uuid;
 
 #[test]

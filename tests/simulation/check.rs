@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use seckill::books::audit::Audit;
-use seckill::books::settle::Trouble;
-use seckill::sale::item::Item;
-use seckill::selling::shop::{OrderStatus, Purchase};
+use seckill::journal::progress::Trouble;
+use seckill::sale::{Item, OrderStatus, Purchase};
 use tokio::time::Instant;
 use uuid::Uuid;
 

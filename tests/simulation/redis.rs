@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use consumer::sale::Sale;
-use seckill::sale::item::Item;
+use seckill::sale::{Batch, Item};
 use seckill::stock::{
-    Batch, Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply, StockError,
+    Book, Call, Claim, Claimed, Entries, EntryName, Known, Opening, Outcome, Owner, Reply, StockError,
 };
 use uuid::Uuid;
 

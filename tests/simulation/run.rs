@@ -6,22 +6,23 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use consumer::ledger::Ledger;
+use consumer::recording::step::Consumer;
 use consumer::sale::Sale;
 use consumer::sqlite::SqliteFile;
-use consumer::step::Consumer;
 use prometheus::Registry;
 use seckill::books::audit;
 use seckill::books::reopen::Reopener;
 use seckill::books::restore::{Restoration, Wish, restore};
-use seckill::books::settle::SETTLED_AFTER;
+use seckill::clock::moment;
 use seckill::journal::Journal;
 use seckill::metrics::Metrics;
-use seckill::sale::item::Item;
+use seckill::sale::times::SETTLED_AFTER;
+use seckill::sale::{Attempt, Item, OrderStatus, Purchase, Window};
 use seckill::selling::desk::Desk;
-use seckill::selling::gate::{Gate, Window};
+use seckill::selling::gate::Gate;
 use seckill::selling::outbox::Announcer;
-use seckill::selling::shop::{OrderStatus, Purchase, Shop};
-use seckill::stock::{self, Attempt, Call, Stock, moment};
+use seckill::selling::shop::Shop;
+use seckill::stock::{self, Call, Stock};
 use seckill::world::{Kind, World};
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -115,12 +116,12 @@ pub struct Run {
 }
 
 /// What the two metrics registries hold is of no interest here: one for all runs.
-fn metrics() -> &'static (Metrics, consumer::metrics::Metrics) {
-    static METRICS: OnceLock<(Metrics, consumer::metrics::Metrics)> = OnceLock::new();
+fn metrics() -> &'static (Metrics, consumer::recording::metrics::Metrics) {
+    static METRICS: OnceLock<(Metrics, consumer::recording::metrics::Metrics)> = OnceLock::new();
     METRICS.get_or_init(|| {
         let registry = Registry::new();
         let selling = Metrics::register(&registry).expect("fresh registry");
-        (selling, consumer::metrics::Metrics::new(&registry).expect("fresh registry"))
+        (selling, consumer::recording::metrics::Metrics::new(&registry).expect("fresh registry"))
     })
 }
 
@@ -890,7 +891,7 @@ impl Run {
         let node = Node::new(&self.sim, "skip");
         let world = world(&node);
         let extents = world.journal.extents().await.unwrap_or_default();
-        let skipped = consumer::skip::skip(&*world.ledger, TOPIC, &extents, None, true).await;
+        let skipped = consumer::recording::skip::skip(&*world.ledger, TOPIC, &extents, None, true).await;
         self.sim.log(|_| format!("operator: skip: {skipped:?}"));
         let state = self.sim.state();
         let next = |p: usize| state.books.checkpoints.get(&(p as i32)).map_or(0, |known| known.next);

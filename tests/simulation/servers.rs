@@ -18,10 +18,8 @@ use consumer::reader::{Read, Reader, ReaderError};
 use consumer::sale::Sale;
 use seckill::clock;
 use seckill::journal::{Delivery, Journal, Receipt};
-use seckill::sale::item::Item;
-use seckill::stock::{
-    Batch, Book, Call, Claim, Claimed, Entries, EntryName, Opening, Reply, Stock, StockError,
-};
+use seckill::sale::{Batch, Item};
+use seckill::stock::{Book, Call, Claim, Claimed, Entries, EntryName, Opening, Reply, Stock, StockError};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
@@ -1047,9 +1045,9 @@ impl Ledger for Face {
         self.0.book("account", async |books| Ok(books.account(item, epoch))).await
     }
 
-    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError> {
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, serials: u32) -> Result<Page, LedgerError> {
         // Small pages, so that there are several.
-        let rows = rows.min(3) as usize;
+        let serials = u64::from(serials.min(3));
         self.0
             .book("page", async |books| {
                 let page: Vec<u64> = books
@@ -1058,7 +1056,8 @@ impl Ledger for Face {
                     .map(|(serial, _)| serial)
                     .filter(|it| *it > after)
                     .collect();
-                let page = &page[..page.len().min(rows)];
+                let before = page.first().map_or(0, |first| first.saturating_add(serials));
+                let page: Vec<u64> = page.into_iter().filter(|it| *it < before).collect();
                 Ok(Page { rows: page.len() as u64, last: page.last().copied().unwrap_or(0) })
             })
             .await

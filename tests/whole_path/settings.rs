@@ -111,7 +111,7 @@ fn wrong_usage_and_help() {
     let help = output("seckill", &Vec::new(), &["--help"], folder.path());
     assert!(help.status.success());
     let help = String::from_utf8(help.stdout).unwrap();
-    for (name, _) in consumer::config::table() {
+    for (name, _) in consumer::service::config::table() {
         assert!(help.contains(&name), "{name} in --help");
     }
 }
@@ -121,7 +121,7 @@ fn wrong_usage_and_help() {
 fn the_documents_list_every_setting() {
     for document in ["README.md", ".env.example"] {
         let text = std::fs::read_to_string(format!("{}/{document}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-        for (name, default) in consumer::config::table() {
+        for (name, default) in consumer::service::config::table() {
             let line = text
                 .lines()
                 .find(|line| line.contains(&name))

@@ -5,7 +5,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::KafkaError;
 
-use crate::config::{ConfigError, Settings};
+use crate::service::config::{ConfigError, Settings};
 
 /// Options that the programs set themselves, because the promise hangs on them or a variable of its
 /// own is for them, with librdkafka's other names for the same.
@@ -162,7 +162,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::config::Secret;
+    use crate::service::config::Secret;
 
     #[derive(clap::Parser)]
     struct Cli {

@@ -4,8 +4,8 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::{ANSWER_WITHIN, Apart, Quiet, Watermarks, away, client, create};
-use crate::config::{ConfigError, Settings};
-use crate::reader::ReaderError;
+use crate::progress::ReaderError;
+use crate::service::config::{ConfigError, Settings};
 
 /// With so many brokers a topic survives the loss of one.
 const SAFE_BROKERS: i32 = 3;

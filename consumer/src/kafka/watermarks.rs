@@ -8,9 +8,9 @@ use rdkafka::metadata::{Metadata, MetadataPartition};
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::{ANSWER_WITHIN, Apart, NO_RIGHT, Quiet, away, blocking, client, create};
-use crate::config::{ConfigError, Settings};
+use crate::progress::ReaderError;
 use crate::progress::{Extent, Extents};
-use crate::reader::ReaderError;
+use crate::service::config::{ConfigError, Settings};
 
 /// Asks how far topics reach, outside of any group.
 #[derive(Clone)]

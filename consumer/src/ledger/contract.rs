@@ -421,12 +421,14 @@ async fn sales_and_orders_are_listed(books: &dyn Books) {
 /// As many rows as numbers: nothing is missing between.
 async fn serials_are_counted_page_by_page(books: &dyn Books) {
     post(books, &first(&[1, 2, 3, 5, 6, 9].map(sale))).await;
-    let page = async |after, rows| {
-        let page = books.ledger().page("counter", EPOCH, after, rows).await.expect("a page");
+    let page = async |after, serials| {
+        let page = books.ledger().page("counter", EPOCH, after, serials).await.expect("a page");
         (page.rows, page.last)
     };
     assert_eq!(page(0, 3).await, (3, 3));
     assert_eq!(page(3, 2).await, (2, 6));
+    assert_eq!(page(3, 4).await, (2, 6));
+    assert_eq!(page(3, 5).await, (3, 9));
     assert_eq!(page(6, 2).await, (1, 9));
     assert_eq!(page(9, 2).await, (0, 0));
     assert_eq!(page(u64::MAX, 2).await, (0, 0));

@@ -30,8 +30,8 @@ use super::{
     Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Page, Posted, Record, Restored,
     SaleRecord, Standpoint,
 };
-use crate::config::ConfigError;
 use crate::sale::Sale;
+use crate::service::config::ConfigError;
 use refusal::{NO_SUCH_TABLE, failure, not_migrated, number, words};
 
 /// The tables, as they are made in MySQL and MariaDB.
@@ -274,8 +274,8 @@ impl Ledger for MySqlLedger {
         asked!(self, raise_term(item, epoch, from))
     }
 
-    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError> {
-        asked!(self, page(item, epoch, after, rows))
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, serials: u32) -> Result<Page, LedgerError> {
+        asked!(self, page(item, epoch, after, serials))
     }
 
     async fn orders(

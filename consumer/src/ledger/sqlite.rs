@@ -21,8 +21,8 @@ use super::{
     Account, Batch, Checkpoint, Closed, Faults, Ledger, LedgerError, Message, Page, Posted, Record, Restored,
     SaleRecord, Standpoint,
 };
-use crate::reader::sqlite::BATCH;
 use crate::sale::Sale;
+use crate::sqlite::BATCH;
 use crate::sqlite::{SqliteFile, Synchronous};
 
 // A transaction that will write begins by taking the file's only write lock.
@@ -179,8 +179,8 @@ impl Ledger for SqliteLedger {
         changed!(self, raise_term(item, epoch, from))
     }
 
-    async fn page(&self, item: &str, epoch: Uuid, after: u64, rows: u32) -> Result<Page, LedgerError> {
-        asked!(self, page(item, epoch, after, rows))
+    async fn page(&self, item: &str, epoch: Uuid, after: u64, serials: u32) -> Result<Page, LedgerError> {
+        asked!(self, page(item, epoch, after, serials))
     }
 
     async fn orders(

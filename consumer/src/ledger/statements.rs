@@ -270,16 +270,31 @@ macro_rules! statements {
                 item: &str,
                 epoch: Uuid,
                 after: u64,
-                rows: u32,
+                serials: u32,
             ) -> Result<Page, LedgerError> {
-                let row = sqlx::query(
-                    "select count(*) as counted, coalesce(max(serial), 0) as last from (select serial from seckill \
-                     where item = ? and epoch = ? and serial > ? order by serial limit ?) as page",
+                // The next one by the index alone, and then between two serials: with one bound and a limit,
+                // MariaDB may read the sale from its start for each page of it.
+                let next = sqlx::query(
+                    "select coalesce(min(serial), 0) as first from seckill where item = ? and epoch = ? and serial > ?",
                 )
                 .bind(item)
                 .bind(epoch.to_string())
                 .bind(signed(after))
-                .bind(i64::from(rows))
+                .fetch_one(&mut *self.0)
+                .await
+                .map_err(failed)?;
+                let first = unsigned(&next, "first")?;
+                if first == 0 {
+                    return Ok(Page { rows: 0, last: 0 });
+                }
+                let row = sqlx::query(
+                    "select count(*) as counted, coalesce(max(serial), 0) as last from seckill \
+                     where item = ? and epoch = ? and serial >= ? and serial < ?",
+                )
+                .bind(item)
+                .bind(epoch.to_string())
+                .bind(signed(first))
+                .bind(signed(first.saturating_add(u64::from(serials))))
                 .fetch_one(&mut *self.0)
                 .await
                 .map_err(failed)?;

@@ -19,10 +19,10 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Read, Reader, ReaderError};
-use crate::config::{ConfigError, Settings};
 use crate::kafka::{Apart, NO_RIGHT, away, blocking, partitions, watermarks};
 use crate::ledger::{Checkpoint, Message};
 use crate::progress::{self, ANOTHER_TOPIC, Checkpoints, Extents, begin};
+use crate::service::config::{ConfigError, Settings};
 use group::{Assignment, Client, join};
 
 /// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.

@@ -11,20 +11,13 @@ use tokio::time::{Instant, sleep};
 use super::{Read, Reader, ReaderError};
 use crate::ledger::Message;
 use crate::progress::{Checkpoints, Extent, Extents};
-use crate::sqlite::{SqliteFile, Synchronous};
-
-/// The journal's name in checkpoints.
-pub const TOPIC: &str = "journal";
+use crate::sqlite::{BATCH, SqliteFile, Synchronous, TOPIC};
 
 /// The one partition that a file has.
 const PARTITION: i32 = 0;
 
 /// How soon a sale is seen. One look takes 30 µs, and the buyer waits for none of it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// Sales posted at a time: an insert of so many is prepared once. Meanwhile the file's one write
-/// lock is held, some 1 ms, and buyers wait.
-pub(crate) const BATCH: usize = 100;
 
 /// In a rush buyers go first: as long as more is sold than is recorded, the next batch waits so
 /// long...

@@ -7,9 +7,9 @@ pub mod kafka;
 use std::time::Duration;
 
 use clap::Parser;
-use consumer::config::{Secret, Settings};
 use consumer::ledger::Ledger;
 use consumer::sale::Sale;
+use consumer::service::config::{Secret, Settings};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use uuid::Uuid;
 

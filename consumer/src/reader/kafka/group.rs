@@ -11,8 +11,8 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::Notify;
 
-use crate::config::{ConfigError, Settings};
 use crate::kafka::{self, Apart, REFRESH_METADATA_MS};
+use crate::service::config::{ConfigError, Settings};
 
 /// What the group assigned, as its callback left it.
 #[derive(Default)]

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::metrics::Metrics;
 use crate::progress::Extents;
+use crate::recording::metrics::Metrics;
 
 /// The lag of the partitions that this consumer has.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use actix_web::{App, Error, HttpRequest, HttpResponse, web};
 use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 use serde_json::json;
 
-use crate::web::{Capacity, within_limits};
+use crate::service::web::{Capacity, within_limits};
 
 /// One scraper and one probe need no more, and some people who look. Who holds a connection for
 /// long must not keep the next probe out.
@@ -54,7 +54,7 @@ pub fn serve(
     #[cfg(target_os = "linux")]
     drop(registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
     let ops = web::Data::new(Ops { registry, readiness, ready, contract });
-    crate::web::serve(listener, CAPACITY, Arc::new(words), move || {
+    crate::service::web::serve(listener, CAPACITY, Arc::new(words), move || {
         App::new()
             .app_data(ops.clone())
             .wrap(from_fn(limited))

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::lag::Lag;
 use crate::ledger::{Batch, Checkpoint, LedgerError, Message, Part, Posted, Record};
-use crate::metrics::Metrics;
 use crate::progress::{ANOTHER_TOPIC, Extents};
 use crate::reader::{Read, Reader, ReaderError};
+use crate::recording::lag::Lag;
+use crate::recording::metrics::Metrics;
 
 /// Messages in one transaction: enough that its commit is paid once for many, few enough that it
 /// takes well under a second and others wait little for its locks. If none of them can become a

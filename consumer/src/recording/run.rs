@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::ledger::LedgerError;
-use crate::ops::Ready;
-use crate::reader::ReaderError;
-use crate::step::{Consumer, Step, StepError};
+use crate::progress::ReaderError;
+use crate::recording::step::{Consumer, Step, StepError};
+use crate::service::ops::Ready;
 
 /// For the batch in hand, when the consumer is told to stop at once.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// For [`crate::ops::serve`].
+    /// For [`crate::service::ops::serve`].
     #[must_use]
     pub fn ready(&self) -> Ready {
         let health = self.clone();

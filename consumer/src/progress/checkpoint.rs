@@ -1,0 +1,73 @@
+//! How far a partition has been posted, and by which message the log is known again.
+
+/// A message as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    /// Its place in the partition.
+    pub offset: i64,
+    /// Its bytes.
+    pub value: Vec<u8>,
+}
+
+/// How far a partition has been posted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The offset to be read next.
+    pub next: i64,
+    /// [`fingerprint`] of the last message recorded, by which the log is known again. Where no message
+    /// stands right before `next`, the beginning of it, `+`, and how many offsets lie between; empty
+    /// when no message was recorded yet.
+    pub fingerprint: String,
+}
+
+/// So much of a fingerprint is kept beside a distance: 48 bits, and room for any distance.
+const SHORT_PRINT: usize = 12;
+
+impl Checkpoint {
+    /// Before anything was recorded.
+    pub const NOTHING: Self = Self { next: 0, fingerprint: String::new() };
+
+    /// After this message.
+    #[must_use]
+    pub fn after(message: &Message) -> Self {
+        Self { next: message.offset + 1, fingerprint: fingerprint(&message.value) }
+    }
+
+    /// Further on, at `upto`: there is no message to be had between.
+    #[must_use]
+    pub fn passed(&self, upto: i64) -> Self {
+        let (print, between) = self.parts();
+        let fingerprint = match print {
+            "" => String::new(),
+            print => format!("{:.SHORT_PRINT$}+{}", print, between + upto - self.next),
+        };
+        Self { next: upto, fingerprint }
+    }
+
+    /// The offset of the last message recorded, if there is one.
+    #[must_use]
+    pub fn last(&self) -> Option<i64> {
+        let (print, between) = self.parts();
+        (!print.is_empty()).then_some(self.next - 1 - between)
+    }
+
+    /// Whether this is the last message recorded.
+    #[must_use]
+    pub fn is_after(&self, message: &Message) -> bool {
+        self.last() == Some(message.offset) && fingerprint(&message.value).starts_with(self.parts().0)
+    }
+
+    fn parts(&self) -> (&str, i64) {
+        match self.fingerprint.split_once('+') {
+            Some((print, between)) => (print, between.parse().unwrap_or(0)),
+            None => (&self.fingerprint, 0),
+        }
+    }
+}
+
+/// Tells one message from another: the start of its bytes' SHA-256, in hexadecimal.
+#[must_use]
+pub fn fingerprint(value: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(value).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
