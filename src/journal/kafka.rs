@@ -1,7 +1,10 @@
 //! The journal in Kafka: an idempotent producer, acknowledged by all in-sync replicas.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+mod health;
+mod look;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -9,19 +12,16 @@ use async_trait::async_trait;
 use consumer::kafka::{self as client, REFRESH_METADATA_MS, Watermarks};
 use consumer::progress::Extents;
 use consumer::service::config::Settings;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message as _};
-use rdkafka::metadata::Metadata;
-use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ThreadedProducer};
 
 use super::{Delivery, Journal, Receipt};
 use crate::sale::Batch;
 use crate::sale::times::DELIVERY_DEADLINE;
+use health::{Acknowledger, Health, Locked, Pace, Slip};
+use look::Look;
 
-/// Sales waiting for acknowledgement this long without a single one coming: Kafka is away.
-const STALLED_AFTER: Duration = Duration::from_millis(800);
 /// How often Kafka is asked whether it is back.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// How long it may think about that.
@@ -32,7 +32,7 @@ const OFFER_EVERY: Duration = Duration::from_secs(1);
 /// Partitions that were added are used after this.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Sales in the producer's queue: what half a minute's outage of a fast sale leaves there is
-/// bounded by [`STALLED_AFTER`]; beyond this a sale stays in the outbox.
+/// bounded by `STALLED_AFTER`; beyond this a sale stays in the outbox.
 const QUEUE_SALES: &str = "100000";
 
 type Producer = ThreadedProducer<Acknowledger>;
@@ -47,53 +47,6 @@ pub struct KafkaJournal {
     batches: AtomicU32,
     /// Made when first asked: most nodes never are. Made anew after an error.
     watermarks: Mutex<Option<Watermarks>>,
-}
-
-/// Whether Kafka takes what it is given; written by librdkafka's threads.
-struct Health {
-    /// The topic was found or made.
-    topic: AtomicBool,
-    /// Its partitions, as the last probe found them; 0 before the first.
-    partitions: AtomicU32,
-    /// The last probe was answered, and no connection was reported lost since.
-    reachable: AtomicBool,
-    /// Why not.
-    away: Mutex<String>,
-    /// The pace of the producer in use: what became of a former one's sales is not waited for.
-    pace: ArcSwap<Pace>,
-    /// A delivery failed, and none was acknowledged since.
-    refusing: AtomicBool,
-    refused: Mutex<Option<Refused>>,
-    /// The last trouble that librdkafka told of, until something is acknowledged.
-    trouble: Mutex<Option<String>>,
-}
-
-/// How a producer gets on.
-struct Pace {
-    started: Instant,
-    waiting: AtomicI64,
-    /// Milliseconds from `started` to the last acknowledgement, or to when waiting began.
-    progress_ms: AtomicU64,
-}
-
-/// A sale that was refused. It stands in the outbox, and being recorded twice does no harm: offered
-/// again and again, it tells when Kafka takes sales.
-#[derive(Clone)]
-struct Refused {
-    why: String,
-    key: Vec<u8>,
-    value: Vec<u8>,
-}
-
-/// What librdkafka carries with a message and hands back with its acknowledgement.
-struct Slip {
-    receipt: Arc<Receipt>,
-    index: usize,
-}
-
-struct Acknowledger {
-    health: Arc<Health>,
-    pace: Arc<Pace>,
 }
 
 /// What the watch remembers from one look to the next.
@@ -329,48 +282,6 @@ fn make(config: &ClientConfig, health: &Arc<Health>) -> Result<Producer, KafkaEr
     Ok(producer)
 }
 
-/// What a topic looks like.
-enum Look {
-    Usable {
-        partitions: u32,
-        /// A partition with fewer replicas in sync than it should have, in words.
-        short: Option<String>,
-    },
-    Missing,
-    Unusable(String),
-}
-
-impl Look {
-    fn at(metadata: &Metadata, topic: &str) -> Self {
-        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
-            return Self::Missing;
-        };
-        match found.error().map(RDKafkaErrorCode::from) {
-            Some(code) if client::NO_RIGHT.contains(&code) => {
-                return Self::Unusable(format!("kafka refuses topic {topic}: {code}"));
-            }
-            Some(_) => return Self::Missing,
-            None if found.partitions().is_empty() => return Self::Missing,
-            None => {}
-        }
-        if let Some(partition) = found.partitions().iter().find(|partition| partition.leader() < 0) {
-            return Self::Unusable(format!(
-                "kafka is away: partition {} of {topic} has no leader",
-                partition.id()
-            ));
-        }
-        let short = found.partitions().iter().find(|it| it.isr().len() < it.replicas().len()).map(|it| {
-            format!(
-                "partition {} has {} of {} replicas in sync",
-                it.id(),
-                it.isr().len(),
-                it.replicas().len()
-            )
-        });
-        Self::Usable { partitions: u32::try_from(found.partitions().len()).unwrap_or(0), short }
-    }
-}
-
 #[async_trait]
 impl Journal for KafkaJournal {
     fn append(&self, batch: &Batch) -> Arc<Receipt> {
@@ -425,144 +336,6 @@ impl Journal for KafkaJournal {
         let flushed = tokio::task::spawn_blocking(move || producer.flush(within)).await;
         if !matches!(flushed, Ok(Ok(()))) {
             log::warn!("the producer was not flushed in time; the outbox keeps what is open");
-        }
-    }
-}
-
-impl Slip {
-    fn note(&self, delivery: Delivery) {
-        self.receipt.note(self.index, delivery);
-    }
-}
-
-/// What nobody leaves half changed can be used after a panic.
-trait Locked<T> {
-    fn locked(&self) -> MutexGuard<'_, T>;
-}
-
-impl<T> Locked<T> for Mutex<T> {
-    fn locked(&self) -> MutexGuard<'_, T> {
-        self.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Health {
-    fn is_away(&self, why: String) {
-        *self.away.locked() = why;
-        self.reachable.store(false, Ordering::Release);
-    }
-
-    /// A sale was not acknowledged, and will not be. Whatever the reason: until one is, nobody knows of
-    /// any that would be.
-    fn refuse(&self, error: &KafkaError, key: &[u8], value: &[u8]) {
-        let why = match error.rdkafka_error_code() {
-            // What led to it says more.
-            Some(
-                RDKafkaErrorCode::MessageTimedOut
-                | RDKafkaErrorCode::OperationTimedOut
-                | RDKafkaErrorCode::PurgeQueue
-                | RDKafkaErrorCode::PurgeInflight
-                | RDKafkaErrorCode::Fatal,
-            ) => match &*self.trouble.locked() {
-                Some(trouble) => trouble.clone(),
-                None => format!("no acknowledgement within {} s", DELIVERY_DEADLINE.as_secs()),
-            },
-            Some(code) => code.to_string(),
-            None => error.to_string(),
-        };
-        let mut refused = self.refused.locked();
-        // Said once; the first reason led to the others.
-        refused.get_or_insert_with(|| Refused { why, key: key.to_vec(), value: value.to_vec() });
-        self.refusing.store(true, Ordering::Release);
-    }
-
-    /// Nobody acknowledges, and too few replicas are in sync: that is why.
-    fn note_short(&self, short: Option<String>) {
-        if let (Some(refused), Some(short)) = (&mut *self.refused.locked(), short)
-            && !refused.why.contains(&short)
-        {
-            refused.why = format!("{}; {short}", refused.why.split(';').next().unwrap_or_default());
-        }
-    }
-
-    fn accepted(&self) {
-        if self.refusing.swap(false, Ordering::AcqRel) {
-            *self.refused.locked() = None;
-        }
-    }
-}
-
-impl Pace {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { started: Instant::now(), waiting: AtomicI64::new(0), progress_ms: AtomicU64::new(0) })
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn begin(&self) {
-        if self.waiting.fetch_add(1, Ordering::AcqRel) <= 0 {
-            self.progress_ms.store(self.now_ms(), Ordering::Release);
-        }
-    }
-
-    fn end(&self, acknowledged: bool) {
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        if acknowledged {
-            self.progress_ms.store(self.now_ms(), Ordering::Release);
-        }
-    }
-
-    fn stalled(&self) -> bool {
-        let since =
-            Duration::from_millis(self.now_ms().saturating_sub(self.progress_ms.load(Ordering::Acquire)));
-        self.waiting.load(Ordering::Acquire) > 0 && since > STALLED_AFTER
-    }
-}
-
-impl ClientContext for Acknowledger {
-    fn error(&self, error: KafkaError, reason: &str) {
-        match client::refusal(&error, reason) {
-            Some(why) => log::warn!("kafka refuses: {why}"),
-            None => log::debug!("kafka: {error}: {reason}"),
-        }
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.health.is_away("kafka is away: no broker can be reached".to_owned());
-        } else {
-            *self.health.trouble.locked() = Some(client::without_times(reason).to_owned());
-        }
-    }
-
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // One line per change of state is the watcher's; the library repeats itself.
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                log::error!("librdkafka: {facility} {message}");
-            }
-            _ => log::debug!("librdkafka: {facility} {message}"),
-        }
-    }
-}
-
-impl ProducerContext<NoCustomPartitioner> for Acknowledger {
-    type DeliveryOpaque = Box<Slip>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, slip: Box<Slip>) {
-        // Every delivery error is ambiguous by nature. That nothing waits any more is noted last: who is
-        // asked between must not find all well.
-        match result {
-            Ok(_) => {
-                self.health.accepted();
-                self.pace.end(true);
-                slip.note(Delivery::Acknowledged);
-            }
-            Err((error, message)) => {
-                let (key, value) = (message.key().unwrap_or_default(), message.payload().unwrap_or_default());
-                self.health.refuse(error, key, value);
-                self.pace.end(false);
-                slip.note(Delivery::Unknown);
-            }
         }
     }
 }

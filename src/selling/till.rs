@@ -3,7 +3,9 @@
 //! Attempts that arrive while a call is in flight go together in the next one; there is no
 //! timer. The till owns what it takes: a client that hangs up changes nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+mod books;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -22,8 +24,8 @@ use crate::sale::times::{GIVEN_UP_AFTER, REFRESH_EVERY, TELL_WITHIN, WAIT_WITHIN
 use crate::sale::{Attempt, Batch, Item, Purchase, View, Window, epoch_after};
 use crate::selling::desk::{Answers, Buyer, Desk};
 use crate::selling::gate::{Gate, Level};
-use crate::selling::mark::Mark;
-use crate::stock::{Call, Known, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
+use crate::stock::{Call, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
+use books::{Books, Doubt, Flight};
 
 /// What arrives while a call is in flight goes together in the next; two at a time only make smaller
 /// batches. A Redis at a distance of 20 ms limits an item to 25,600 attempts a second on a node.
@@ -35,14 +37,8 @@ const MAX_WAITING: usize = 20_480;
 /// Outbox entries beyond which nothing more is taken: the journal is not keeping up.
 const MAX_OPEN: u64 = 20_000;
 
-/// Acknowledged batches a node remembers, to say `accepted` before the ledger has them.
-const REMEMBERED: usize = 64;
-
 /// Why nothing is sold while a sale is shut, as `/readyz` and the log say it.
 const SHUT: &str = "shut: its books are being checked, or lack something; see the log, and `seckill restore`";
-
-/// Why a node shuts a sale itself.
-const BEHIND: &str = "shut: its data went back behind what this node sold";
 
 /// One item's till on one node.
 pub struct Till {
@@ -60,44 +56,6 @@ pub struct Till {
     closing: watch::Sender<bool>,
     running: Mutex<Option<JoinHandle<()>>>,
     books: Mutex<Books>,
-}
-
-/// What is on its way into the journal, and what has arrived.
-#[derive(Default)]
-struct Books {
-    /// The number of the call whose reply the level shows.
-    shown: u64,
-    /// Batches being appended, and those appended that the stock was not told of.
-    flights: BTreeMap<Uuid, Arc<Flight>>,
-    /// Acknowledged; told to the stock with the next call, kept until a reply confirms it.
-    settled: Vec<Uuid>,
-    /// Acknowledged in time, and settled.
-    remembered: VecDeque<Arc<Batch>>,
-    /// The furthest that the stock's books were seen.
-    mark: Mark,
-    /// Why this node does not believe the stock, though the stock believes itself.
-    doubt: Option<Doubt>,
-    /// The newest sale that the ledger knows.
-    newest: Option<Uuid>,
-}
-
-/// A doubt about the books of a sale, as they were at this term: it ends when they were held
-/// against the ledger, which raises the term, or when another sale begins.
-struct Doubt {
-    why: Arc<str>,
-    epoch: Uuid,
-    term: u64,
-}
-
-/// A batch being appended.
-struct Flight {
-    batch: Arc<Batch>,
-    receipt: Arc<Receipt>,
-    /// When the stock was asked for what vouches for it; never, if it was found in an outbox.
-    asked: Option<Instant>,
-    /// It was acknowledged while the stock's word still counted. What comes later may find the
-    /// books reopened without it: only the ledger can tell.
-    in_time: AtomicBool,
 }
 
 struct Waiting {
@@ -519,67 +477,6 @@ impl Till {
         } else if books.flights.contains_key(&id) && !books.settled.contains(&id) {
             books.settled.push(id);
         }
-    }
-}
-
-impl Books {
-    /// Holds a reply against what is known. When its data went back, or the sale is in doubt
-    /// otherwise, nothing of it counts: what it took is left in the outbox, for whoever holds the
-    /// books against the ledger, and its buyers hear that nobody knows yet.
-    fn judge(&mut self, reply: &mut Reply) -> Option<Arc<str>> {
-        let epoch = reply.epoch?;
-        if self.mark.is_behind(epoch, reply.term, reply.serial) {
-            self.doubt = Some(Doubt { why: BEHIND.into(), epoch, term: reply.term });
-        } else if self.doubt.as_ref().is_some_and(|doubt| (doubt.epoch, doubt.term) != (epoch, reply.term)) {
-            self.doubt = None;
-        }
-        let why = Arc::clone(&self.doubt.as_ref()?.why);
-        (reply.taken, reply.standing) = (None, Vec::new());
-        for outcome in reply.outcomes.iter_mut().filter(|outcome| !matches!(outcome, Outcome::Taken(_))) {
-            *outcome = Outcome::Shut;
-        }
-        Some(why)
-    }
-
-    /// The stock knows now that these were acknowledged.
-    fn forget(&mut self, settled: &[Uuid]) {
-        self.settled.retain(|batch| !settled.contains(batch));
-        for batch in settled {
-            if let Some(flight) = self.flights.remove(batch).filter(|flight| flight.in_time()) {
-                self.remembered.push_back(Arc::clone(&flight.batch));
-            }
-        }
-        let excess = self.remembered.len().saturating_sub(REMEMBERED);
-        self.remembered.drain(..excess);
-    }
-}
-
-impl Flight {
-    /// Whether what was acknowledged of it by now was so in time.
-    fn in_time(&self) -> bool {
-        self.in_time.load(Ordering::Acquire) || self.asked.is_some_and(|asked| elapsed(asked) <= TELL_WITHIN)
-    }
-
-    /// What the buyer of the sale at `index` is told.
-    fn told(&self, index: usize) -> Purchase {
-        let sale = &self.batch.attempts[index];
-        match self.receipt.of(index) {
-            Delivery::Acknowledged => Purchase::Bought {
-                order: sale.order,
-                left: self.batch.remaining.saturating_sub(index as u64),
-                epoch: self.batch.epoch,
-            },
-            Delivery::Waiting | Delivery::Unknown => {
-                Purchase::Pending { order: sale.order, epoch: Some(self.batch.epoch) }
-            }
-        }
-    }
-}
-
-impl Known {
-    fn place(&self, flights: &BTreeMap<Uuid, Arc<Flight>>) -> Option<(Arc<Flight>, usize)> {
-        let flight = flights.get(&self.batch)?;
-        Some((Arc::clone(flight), flight.batch.position(self.order)?))
     }
 }
 
