@@ -54,8 +54,8 @@ enum Kind {
     TopicRecreated,
     /// What was not recorded yet deleted, and given up as the README says.
     TopicCut,
-    /// Kafka takes no sale of a size as they have, and is there otherwise.
-    RefusingKafka,
+    /// The topic is set so that Kafka refuses every sale, and is there otherwise: what, to what, and back.
+    Refusing(&'static str, &'static str, &'static str),
     /// Under the embedded file.
     DiskFull,
 }
@@ -113,7 +113,8 @@ kinds! {
     failback: Kind::Failback;
     topic_recreated: Kind::TopicRecreated;
     topic_cut: Kind::TopicCut;
-    refusing_kafka: Kind::RefusingKafka;
+    refusing_kafka: Kind::Refusing("max.message.bytes", "100", "1048588");
+    short_of_replicas: Kind::Refusing("min.insync.replicas", "2", "1");
     disk_full: Kind::DiskFull;
 }
 
@@ -160,7 +161,7 @@ impl Kind {
                 Meanwhile::Shut("unavailable")
             }
             Kind::Answers(Part::Redis | Part::Kafka, Answers::Swallow) => Meanwhile::Shut("unavailable"),
-            Kind::RedisRolledBack | Kind::Failback | Kind::DiskFull | Kind::RefusingKafka => {
+            Kind::RedisRolledBack | Kind::Failback | Kind::DiskFull | Kind::Refusing(..) => {
                 Meanwhile::Shut("unavailable")
             }
             Kind::RedisWiped => Meanwhile::Shut("not_on_sale"),
@@ -398,7 +399,7 @@ impl Stage {
                     consumer.log()
                 );
             }
-            Kind::RefusingKafka => alter(&self.servers().topic, "max.message.bytes", "100").await,
+            Kind::Refusing(setting, refusing, _) => alter(&self.servers().topic, setting, refusing).await,
             Kind::DiskFull => self.limit_file_size(&ROOM.to_string()),
         }
     }
@@ -482,13 +483,13 @@ impl Stage {
                 let consumer = servers.consumer();
                 self.consumers.push(consumer);
             }
-            Kind::RefusingKafka => {
+            Kind::Refusing(setting, _, taking) => {
                 // The nodes of a world write to one file.
                 let log = self.nodes[0].process.log();
                 assert_eq!(log.matches("does not take sales").count(), self.nodes.len(), "said once: {log}");
                 let status = self.operate(&["status"]);
                 assert!(String::from_utf8_lossy(&status.stdout).contains("the journal: "), "{status:?}");
-                alter(&self.servers().topic, "max.message.bytes", "1048588").await;
+                alter(&self.servers().topic, setting, taking).await;
             }
             Kind::DiskFull => self.limit_file_size("unlimited"),
         }
