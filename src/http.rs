@@ -28,6 +28,7 @@ use consumer::service::web::{Capacity, within_limits};
 use serde::Deserialize;
 
 use crate::metrics::Metrics;
+use crate::sale::times::BUYERS_WITHIN;
 use crate::sale::{Item, Window};
 use crate::selling::desk::Desk;
 use crate::selling::shop::Shop;
@@ -46,8 +47,6 @@ const PAGE: &str = "/";
 const MAX_CONNECTIONS: usize = 50_000;
 /// Open files that are not buyers: servers, the embedded file, ops, libraries.
 const RESERVED_FILES: u64 = 512;
-/// How long a shut-down waits for buyers in flight: a buyer has an answer within 5 s.
-const SHUTDOWN_S: u64 = 6;
 
 /// What the handlers share.
 pub struct Front {
@@ -73,7 +72,7 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
     let capacity = Capacity {
         workers: workers(),
         connections: files.min(MAX_CONNECTIONS),
-        shutdown_s: SHUTDOWN_S,
+        shutdown_s: BUYERS_WITHIN.as_secs(),
         newest_first: false,
     };
     let front = web::Data::new(front);

@@ -100,7 +100,7 @@ pub struct Call {
     pub id: Uuid,
     /// The epoch to adopt if the counter has no book yet.
     pub offer: Uuid,
-    /// The moment of sale, by this node's clock, to the microsecond ([`moment`]).
+    /// The moment of sale, by this node's clock, to the microsecond ([`moment`](crate::clock::moment)).
     pub at: Timestamp,
     /// Whether units may be taken; without it attempts are only looked up.
     pub taking: bool,

@@ -552,8 +552,9 @@ function render() {
   setText('left', counted ? sale.num.toLocaleString(language) : '–');
   at('left').classList.toggle('stale', stale);
   const measured = counted && sale.total > 0 && !bought;
-  at('bar').classList.toggle('unknown', !measured);
-  at('bar').value = measured ? Math.min(1, sale.num / sale.total) : 0;
+  const bar = at('bar'); // none on a page of an earlier version
+  bar?.classList.toggle('unknown', !measured);
+  if (bar) bar.value = measured ? Math.min(1, sale.num / sale.total) : 0;
   renderCountdown(words, state);
   renderOrders(words, bought);
 

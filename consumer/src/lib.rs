@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The rooms, from the top; each uses those below it, and none above. The selling half, the package
-//! `seckill`, uses all but the first two.
+//! `seckill`, uses them, too; the first two only where it runs an embedded consumer.
 //!
 //! | room | what stands in it |
 //! |---|---|

@@ -117,7 +117,7 @@ pub fn gone(extents: &Extents, checkpoints: &Checkpoints) -> BTreeMap<i32, (i64,
 /// What to do when a topic is not the one that was recorded.
 pub(crate) const ANOTHER_TOPIC: &str = "nothing is skipped: stop every `seckill` node, start the consumers with a \
      new name in SECKILL_KAFKA_TOPIC, copy what this topic holds to it, and only then start the nodes with that name \
-     (README, \"After the topic was lost\")";
+     (docs/operations.md, \"After the topic was lost\")";
 
 impl std::fmt::Display for Contradiction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -96,6 +96,7 @@ async fn recorded(ledger: &MySqlLedger, count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn killed_or_stopped_it_goes_on_where_the_ledger_is() {
     let brokers = server("SECKILL_KAFKA_BROKERS");
     let database = Database::create().await;
@@ -149,6 +150,7 @@ async fn killed_or_stopped_it_goes_on_where_the_ledger_is() {
 }
 
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn servers_that_are_away_are_waited_for() {
     let database = Database::create().await;
     let settings = settings("127.0.0.1:1");
@@ -166,6 +168,7 @@ async fn servers_that_are_away_are_waited_for() {
 }
 
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn a_broken_ledger_ends_it() {
     let database = Database::create().await;
     let brokers = server("SECKILL_KAFKA_BROKERS");

@@ -154,7 +154,8 @@ pub(super) struct Problem<'d> {
     #[schema(value_type = String)]
     title: &'static str,
     status: u16,
-    /// Of this list, which may grow.
+    /// `bad_request`, `cross_site`, `not_open`, `closed`, `not_on_sale`, `not_found`, `method_not_allowed`,
+    /// `too_slow`, `too_large`, `busy` or `unavailable`; there may be more.
     #[schema(value_type = String)]
     code: &'static str,
     /// For people.

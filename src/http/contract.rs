@@ -9,7 +9,7 @@ use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, Para
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{
     ComponentsBuilder, Content, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref,
-    RefOr, Required, ResponseBuilder, Server,
+    RefOr, Required, ResponseBuilder, ServerBuilder,
 };
 use utoipa::{PartialSchema, ToSchema};
 
@@ -20,7 +20,7 @@ use crate::sale::State;
 /// Any request may hear these.
 const LIMITS: [Code; 4] = [Code::BadRequest, Code::TooSlow, Code::BodyTooLarge, Code::HeadTooLarge];
 
-/// The document, for buyers who find the service at `url`.
+/// The document, for a node whose buyers' listener is at `url`.
 #[must_use]
 pub fn contract(url: &str) -> OpenApi {
     let buy = with_answers::<buy::Body>(
@@ -60,7 +60,10 @@ pub fn contract(url: &str) -> OpenApi {
                 .description(Some("N units become exactly N orders, each told to exactly one buyer."))
                 .license(Some(license.build())),
         )
-        .servers(Some([Server::new(url)]))
+        .servers(Some([ServerBuilder::new()
+            .url(url)
+            .description(Some("This node's own listener; behind a proxy, use the proxy's address"))
+            .build()]))
         .paths(
             PathsBuilder::new()
                 .path(BUY, PathItem::new(HttpMethod::Post, buy))

@@ -47,9 +47,14 @@ pub(super) fn guest(request: &Request, allowed: &[String]) -> Option<HeaderValue
     origin.to_str().is_ok_and(|origin| is_allowed(origin, allowed)).then(|| origin.clone())
 }
 
-/// Lets the browser show the answer to the guest, and no cache show it to others as theirs.
+/// Lets the browser show an answer to the guest, and no cache show it to others as theirs.
 pub(super) fn welcome(guest: Option<HeaderValue>, answer: &mut Response<BoxBody>) {
     let headers = answer.headers_mut();
+    // What caches may keep is the same for everybody, and stays one copy.
+    if headers.get(header::CACHE_CONTROL).is_some_and(|keep| keep.as_bytes().starts_with(b"public")) {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        return;
+    }
     headers.append(header::VARY, HeaderValue::from_static("Origin"));
     let Some(guest) = guest else { return };
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, guest);
@@ -57,7 +62,10 @@ pub(super) fn welcome(guest: Option<HeaderValue>, answer: &mut Response<BoxBody>
     match headers.get(header::ALLOW).cloned() {
         Some(methods) => {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
-            headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("Idempotency-Key"));
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                HeaderValue::from_static("Idempotency-Key, Content-Type"),
+            );
             headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
         }
         None => {

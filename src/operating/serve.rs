@@ -23,6 +23,7 @@ use crate::http;
 use crate::metrics::Metrics;
 use crate::operating::commands;
 use crate::sale::Window;
+use crate::sale::times::{CATCH_UP_WITHIN, CLOSE_WITHIN, FLUSH_WITHIN};
 use crate::selling::ids::{Ids, Key};
 use crate::selling::outbox::Announcer;
 use crate::selling::shop::Shop;
@@ -40,7 +41,7 @@ const KEY_USED_FOR: Duration = Duration::from_secs(60);
 /// After the ledger was away every node has noted its key again within this.
 const KEY_NOTED_AGAIN_WITHIN: Duration = Duration::from_secs(10);
 
-/// A start waits no longer for a ledger that does not answer.
+/// Nobody waits longer for a ledger that does not answer.
 const KEY_NOTED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How often the stock's settings are looked at.
@@ -48,14 +49,6 @@ const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
 
 /// How often the ledger is asked whether it answers.
 const LEDGER_LOOKS_EVERY: Duration = Duration::from_secs(1);
-
-/// The parts of a shut-down after the draining, whose sum stays within 15 s: buyers in flight have 6 s (see
-/// [`http`]), then what was taken has this to be acknowledged, ...
-const CLOSE_WITHIN: Duration = Duration::from_secs(4);
-/// ... the producer this, ...
-const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-/// ... and the embedded consumer this to catch up.
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
 
 /// Sells until SIGTERM or SIGINT; 0 after a drained end.
 pub async fn serve(settings: Settings) -> ExitCode {
@@ -257,7 +250,8 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
 async fn keep_key_noted(ids: &Ids, world: &World) {
     let mut broken = None;
     loop {
-        if note_key(ids, world).await.is_none() {
+        // A ledger that hangs is one that is away: the others must not wait longer for this node.
+        if !timeout(KEY_NOTED_WITHIN, note_key(ids, world)).await.is_ok_and(|noted| noted.is_some()) {
             broken = Some(Instant::now());
         }
         if broken.is_some_and(|at| at.elapsed() < KEY_NOTED_AGAIN_WITHIN) {

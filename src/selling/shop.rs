@@ -239,6 +239,11 @@ impl Shop {
         if item.is_default() {
             return Ok(Arc::clone(&self.counter));
         }
+        // The attempt itself still has its time; what was looked up is there for the next one.
+        timeout(LOOKUP_WITHIN, self.look_up_till(item)).await.unwrap_or(Err(Purchase::Unavailable))
+    }
+
+    async fn look_up_till(&self, item: &Item) -> Result<Arc<Till>, Purchase> {
         if let Some(till) = self.known(item) {
             till.refreshed().await;
             return Ok(till);

@@ -190,11 +190,13 @@ async fn nothing_is_there_yet(variable: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn nothing_is_there_yet_in_mariadb() {
     nothing_is_there_yet(MARIADB_URL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn nothing_is_there_yet_in_mysql() {
     let _others = MYSQL.read().await;
     nothing_is_there_yet(MYSQL_URL).await;
@@ -202,6 +204,7 @@ async fn nothing_is_there_yet_in_mysql() {
 
 /// What needs a person ends at once: a command that waits for ever helps nobody.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn commands_do_not_wait() {
     let mut servers = world(MARIADB_URL).await;
     let user = User::named(MARIADB_URL);
@@ -241,11 +244,13 @@ async fn a_single_connection(variable: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn a_single_connection_to_mariadb() {
     a_single_connection(MARIADB_URL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn a_single_connection_to_mysql() {
     let _others = MYSQL.read().await;
     a_single_connection(MYSQL_URL).await;
@@ -253,6 +258,7 @@ async fn a_single_connection_to_mysql() {
 
 /// Each row takes 10 ms, a statement may take half a second: 300 rows at once never could.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn what_takes_too_long_is_posted_by_less() {
     let servers = world(MARIADB_URL).await;
     servers.make_database().await;
@@ -303,11 +309,13 @@ async fn another_password(variable: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn another_password_in_mariadb() {
     another_password(MARIADB_URL).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn another_password_in_mysql() {
     let _others = MYSQL.read().await;
     another_password(MYSQL_URL).await;
@@ -334,6 +342,7 @@ async fn a_sale_on_mysql_without_tls() {
 
 /// One refusal after the other, under one consumer: each is waited for, none ends it.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn mysql_refuses_for_a_while() {
     let _alone = MYSQL.write().await;
     let servers = world(MYSQL_URL).await;
@@ -367,6 +376,7 @@ async fn mysql_refuses_for_a_while() {
 
 /// A server that takes less than is sent at once, and keeps on doing so.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn small_packets_are_enough() {
     let _alone = MYSQL.write().await;
     let servers = world(MYSQL_URL).await;
@@ -411,6 +421,7 @@ async fn small_packets_are_enough() {
 
 /// At start: what does not keep the promise, and what to do.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn a_database_that_flushes_later_is_warned_of() {
     let _alone = MYSQL.write().await;
     let servers = world(MYSQL_URL).await;

@@ -49,6 +49,7 @@ impl Drop for Shared {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn killed_between_take_and_acknowledgement() {
     let kafka = Shared::take("kafka").await;
     let servers = Servers::start().await;
@@ -98,6 +99,7 @@ async fn killed_between_take_and_acknowledgement() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis_away() {
     let _turn = undisturbed().await;
     let mut servers = Servers::start().await;
@@ -143,6 +145,7 @@ async fn redis_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn servers_started_last() {
     let kafka = Shared::take("kafka").await;
     let mut servers = Servers::prepare();
@@ -170,6 +173,7 @@ async fn servers_started_last() {
 
 /// An emptied Redis is not refilled by itself; `restore` has what ledger and journal know.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis_wiped_and_restored() {
     let _turn = undisturbed().await;
     let servers = Servers::start().await;
@@ -199,6 +203,7 @@ async fn redis_wiped_and_restored() {
 /// Several nodes look at the books of the same sale, the ledger is slow, and one begins a sale
 /// that must fail: whoever opens it, what is told afterwards is recorded.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis_restarted_while_the_ledger_is_behind() {
     let _turn = undisturbed().await;
     let mut servers = Servers::start().await;
@@ -235,6 +240,7 @@ async fn redis_restarted_while_the_ledger_is_behind() {
 
 /// An item that an operator took off sale is not put back by a restore.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis_healthy_and_restored() {
     let _turn = undisturbed().await;
     let servers = Servers::start().await;

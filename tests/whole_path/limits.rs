@@ -429,6 +429,7 @@ async fn more_buyers_than_open_files() {
 
 /// Items and orders that clients make up cost no key, no metric and no till.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn names_made_up_by_clients_leave_nothing() {
     let mut servers = Servers::prepare();
     servers.start_redis().await;

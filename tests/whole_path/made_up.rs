@@ -31,6 +31,7 @@ fn key_file(folder: &std::path::Path, hex: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn on_servers_they_are_told_from_ours_without_a_question() {
     let mut servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -71,6 +72,7 @@ async fn on_servers_they_are_told_from_ours_without_a_question() {
 /// A shop that gets a key, node by node, and one with another key by mistake: whoever bought is
 /// never told that the order is not there.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn orders_of_before_the_key_and_of_another_one() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -105,6 +107,7 @@ async fn orders_of_before_the_key_and_of_another_one() {
 /// An order made by a clock that had jumped stands in the outbox, whatever its id says: its maker
 /// died before it was announced.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn an_order_from_the_future() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();

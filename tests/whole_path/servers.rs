@@ -15,6 +15,7 @@ use crate::world::{Node, Servers, get};
 const DRAINED: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn a_thousand_units_and_three_thousand_buyers_twice() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -47,6 +48,7 @@ async fn a_thousand_units_and_three_thousand_buyers_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn one_key_fifty_times_on_two_nodes() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -89,6 +91,7 @@ async fn one_key_fifty_times_on_two_nodes() {
 
 /// Items have books of their own; operators' commands work beside the service.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn items_and_operators() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -152,6 +155,7 @@ async fn items_and_operators() {
 
 /// A killed consumer, offsets set back, messages twice, a message that is none.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn the_consumer_records_each_sale_once() {
     let servers = Servers::start().await;
     let node = servers.ready_node(&[]).await;
@@ -191,6 +195,7 @@ async fn the_consumer_records_each_sale_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn several_consumers_share_the_partitions() {
     let servers = Servers::start().await;
     let (one, _two) = (servers.consumer(), servers.consumer());
@@ -206,6 +211,7 @@ async fn several_consumers_share_the_partitions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn stopped_under_load_and_started_at_once() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -231,6 +237,7 @@ async fn stopped_under_load_and_started_at_once() {
 
 /// Where an order stands, until it is in the ledger; one that never was is not found.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn an_order_is_followed_into_the_ledger() {
     let servers = Servers::start().await;
     let node = servers.ready_node(&[]).await;
@@ -316,6 +323,7 @@ fn orders_told_twice_are_noticed() {
 
 /// A Redis that refuses to write is an outage, not a sale without a unit.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis_out_of_memory() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();
@@ -339,6 +347,7 @@ async fn redis_out_of_memory() {
 
 /// What Redis must be set to is said at the start, and when it changes.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis_settings_that_break_the_promise_are_said() {
     let servers = Servers::start().await;
     let _consumer = servers.consumer();

@@ -119,7 +119,7 @@ fn wrong_usage_and_help() {
 /// The README's table and `.env.example` name every setting and no other.
 #[test]
 fn the_documents_list_every_setting() {
-    for document in ["README.md", ".env.example"] {
+    for document in ["README.md", "README.zh-CN.md", ".env.example"] {
         let text = std::fs::read_to_string(format!("{}/{document}", env!("CARGO_MANIFEST_DIR"))).unwrap();
         for (name, default) in consumer::service::config::table() {
             let line = text

