@@ -1,4 +1,4 @@
-//! The books held against one another: checked, opened again after a loss, put away.
+//! Reconciliation of the books: audit, recovery, restore, archive.
 
 pub mod archive;
 pub mod audit;

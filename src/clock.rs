@@ -1,9 +1,8 @@
-//! This machine's clocks: what time it is, and how long ago something was.
+//! This machine's clocks: the wall clock, and elapsed time that includes suspension.
 //!
-//! What time it is, every machine says otherwise, and may say otherwise in the next moment: nothing
-//! is decided by it alone. How long ago something was the monotonic clock says; but it stands still
-//! while a machine is suspended, and the servers elsewhere go on: a node that wakes up would take
-//! for fresh what it heard before.
+//! Wall clocks differ between machines and may jump: nothing is decided by them alone. The monotonic clock
+//! measures elapsed time, but stops while a machine is suspended, and the servers elsewhere go on: a node
+//! that wakes up would take stale replies for fresh.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,21 +14,21 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use uuid::{Builder, Uuid};
 
-/// The two clocks are read one after the other, in milliseconds; a sleep is longer than that.
+/// The two clocks are read one after the other, in milliseconds; a real sleep is longer than that.
 const AWAKE_MS: u64 = 100;
 
 thread_local! {
-    /// How far the clock of the machine that is simulated on this thread is ahead, in milliseconds.
+    /// How far this thread's simulated machine's clock is ahead, in milliseconds.
     static AHEAD_MS: Cell<i64> = const { Cell::new(0) };
 }
 
-/// From now on the clock is ahead by so much, or behind: for simulated machines, on this thread.
+/// Sets the clock ahead by this much, or back: for simulated machines, on this thread.
 #[doc(hidden)]
 pub fn jump(ahead_ms: i64) {
     AHEAD_MS.set(ahead_ms);
 }
 
-/// What time it is here.
+/// This machine's wall-clock time.
 #[must_use]
 pub fn now() -> Timestamp {
     let now = Timestamp::now();
@@ -42,14 +41,14 @@ pub fn now_ms() -> i64 {
     now().as_millisecond()
 }
 
-/// Now, as exactly as messages and ledger keep it.
+/// The time, at the precision of messages and ledger.
 #[must_use]
 pub fn moment() -> Timestamp {
     let now = now();
     Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
-/// A new UUID v7: it begins with the time here.
+/// A new UUID v7, from this machine's time.
 #[must_use]
 pub fn new_id() -> Uuid {
     let id = Uuid::now_v7();
@@ -62,31 +61,31 @@ pub fn new_id() -> Uuid {
     Builder::from_unix_timestamp_millis(ms, &random).into_uuid()
 }
 
-/// The time since `at`; without end, if the machine has slept since.
+/// The time since `at`; [`Duration::MAX`] if the machine has slept since.
 #[must_use]
 pub fn elapsed(at: Instant) -> Duration {
     static SLEEP: Sleep = Sleep::none();
     SLEEP.elapsed(at, slept_ms())
 }
 
-/// How long the machine has slept since it was started.
+/// How long the machine has slept since boot.
 fn slept_ms() -> u64 {
     let ms = |clock| {
         let time = clock_gettime(clock);
         time.tv_sec * 1000 + time.tv_nsec / 1_000_000
     };
-    // In this order: held up in between, it comes out shorter and not longer.
+    // In this order: a delay in between makes the result shorter, not longer.
     let boot = ms(ClockId::Boottime);
     u64::try_from(boot - ms(ClockId::Monotonic)).unwrap_or(0)
 }
 
 /// What is known of the machine's sleep.
 struct Sleep {
-    /// All of it that was noticed; at first unknown.
+    /// The sleep noticed so far; unknown at first.
     noticed_ms: AtomicU64,
     /// Whether there was some since.
     slept: AtomicBool,
-    /// When it was noticed last.
+    /// When it was last noticed.
     woke: Mutex<Option<Instant>>,
 }
 
@@ -105,7 +104,7 @@ impl Sleep {
         if noticed == u64::MAX || slept_ms > noticed.saturating_add(AWAKE_MS) {
             self.noticed_ms.store(slept_ms, Ordering::Release);
         }
-        // What was heard after the waking and before it was noticed counts as old, too.
+        // Replies between the wake-up and its detection count as old, too.
         if self.slept.load(Ordering::Acquire) && woke().is_some_and(|woke| at <= woke) {
             return Duration::MAX;
         }

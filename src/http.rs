@@ -1,4 +1,4 @@
-//! What a client can ask for, one file each; straight lines from a request to the shop and back.
+//! HTTP server: one file per resource, each a straight line from a request to the shop and back.
 
 mod answer;
 mod buy;
@@ -36,34 +36,34 @@ use answer::{Code, Language, problem, words};
 pub use contract::contract;
 use door::Way;
 
-/// Where everything is found.
+/// The paths.
 const BUY: &str = "/seckill/seckill";
 const COUNT: &str = "/seckill/getCount";
 const NOW: &str = "/seckill/now";
 const ORDER: &str = "/seckill/orders/{order}";
 const PAGE: &str = "/";
 
-/// Open connections: at 12 KiB for an idle one and 21 KiB for one that waits, a gigabyte.
+/// Open connections: at 12 KiB for an idle one and 21 KiB for a waiting one, a gigabyte.
 const MAX_CONNECTIONS: usize = 50_000;
-/// Open files that are not buyers: servers, the embedded file, ops, libraries.
+/// Open files other than client connections: servers, the embedded file, ops, libraries.
 const RESERVED_FILES: u64 = 512;
 
-/// What the handlers share.
+/// State shared by the handlers.
 pub struct Front {
-    /// Who decides.
+    /// Decides every attempt.
     pub shop: Arc<Shop>,
     /// When it is open.
     pub window: Window,
-    /// What is counted.
+    /// The metrics.
     pub metrics: Metrics,
-    /// Pages of which other sites may buy here: `https://shop.example`.
+    /// Allowed origins, whose pages may buy here: `https://shop.example`.
     pub origins: Vec<String>,
-    /// Set when the process is going away: every connection ends with its next answer.
+    /// Set on shutdown: every connection closes with its next answer.
     pub draining: Arc<AtomicBool>,
 }
 
-/// Serves buyers on `listener`, with a worker for each core. Of `open_files`, the process' limit,
-/// enough stay for everything else.
+/// Serves clients on `listener`, with a worker for each core. Reserves enough of `open_files`, the process'
+/// limit, for everything else.
 ///
 /// # Errors
 /// When the listener cannot be used.
@@ -77,7 +77,7 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
     };
     let front = web::Data::new(front);
     let refusing = front.clone();
-    // Of the request nothing is known, not even a language.
+    // Nothing of the request was parsed, not even a language.
     let refuse = Arc::new(move |status: StatusCode| {
         refusing.metrics.refused(status.as_u16());
         let code = match status {
@@ -91,7 +91,7 @@ pub fn serve(listener: TcpListener, front: Front, open_files: u64) -> std::io::R
 }
 
 impl Front {
-    /// What every answer has in common, whoever made it.
+    /// Applies to every answer, whichever path made it.
     fn leave(&self, guest: Option<HeaderValue>, answer: &mut Response<BoxBody>) {
         if !self.origins.is_empty() {
             origin::welcome(guest, answer);
@@ -110,13 +110,13 @@ fn workers() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Open files without which not even one buyer could be served by each worker.
+/// Minimum of open files: one connection per worker and everything else.
 #[must_use]
 pub fn files_needed() -> u64 {
     RESERVED_FILES + workers() as u64
 }
 
-/// What one worker has: the door, and behind it the application.
+/// One worker's service: the fast path, and behind it the application.
 pub fn service(
     front: web::Data<Front>,
 ) -> impl ServiceFactory<
@@ -160,13 +160,13 @@ enum Answer {
     Later(Pin<Box<dyn Future<Output = Result<Response<BoxBody>, Error>>>>),
 }
 
-/// What one worker's handlers share.
+/// State shared by one worker's handlers.
 struct Worker {
     front: web::Data<Front>,
     desk: web::Data<Desk>,
 }
 
-/// Everything that can be asked for.
+/// The application: all routes.
 fn app(
     worker: &Worker,
 ) -> App<
@@ -187,7 +187,7 @@ fn app(
             actix_web::error::InternalError::from_response(error, answer).into()
         }))
         .wrap(from_fn(limited))
-        // In the order in which they are asked for.
+        // Most frequent first.
         .service(resource(BUY, "POST, OPTIONS").route(web::post().to(buy::buy)))
         .service(readable(COUNT, count::count))
         .service(readable(NOW, async || count::now()))
@@ -200,8 +200,8 @@ fn app(
         }))
 }
 
-/// Refuses what is too large or too slow in the form of every other refusal, and a body that names what
-/// only the address or a header can.
+/// Answers a request that is too large or too slow like every other refusal, and refuses a body that names
+/// what only the address or a header can.
 async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<ServiceResponse, Error> {
     let (request, code) = match within_limits(request).await {
         Ok((request, body)) => {
@@ -219,7 +219,7 @@ async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<Service
     Ok(ServiceResponse::new(request, answer))
 }
 
-/// What a body says that it cannot say, in JSON or as a form, and where that belongs.
+/// What a body, JSON or form, wrongly contains, and where that belongs.
 fn misplaced(body: &[u8]) -> Option<&'static str> {
     if body.is_empty() {
         return None;
@@ -241,7 +241,7 @@ fn misplaced(body: &[u8]) -> Option<&'static str> {
     says("idempotency-key").then_some("Idempotency-Key: the body is not read; send it as a header")
 }
 
-/// A path that can be read.
+/// A path for GET and HEAD.
 fn readable<H, Args>(path: &str, handler: H) -> actix_web::Resource
 where
     H: Handler<Args> + Clone,
@@ -251,7 +251,7 @@ where
     resource(path, "GET, HEAD, OPTIONS").route(web::get().to(handler.clone())).route(web::head().to(handler))
 }
 
-/// A path that says which methods it knows.
+/// A path that reports its allowed methods.
 fn resource(path: &str, methods: &'static str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
         let mut answer = if request.method() == Method::OPTIONS {
@@ -273,7 +273,7 @@ struct Query {
 }
 
 impl Query {
-    /// The item asked for; what is wrong, if it cannot be one.
+    /// The requested item; an error if the name is invalid.
     fn item(&self) -> Result<Item, String> {
         match self.item.as_deref() {
             None => Ok(Item::default()),

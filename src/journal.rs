@@ -1,4 +1,4 @@
-//! Where sales are made durable: the trait every journal keeps, and the receipt for a batch.
+//! The durable log of sales: the trait that every journal implements, and a batch's receipt.
 
 pub mod kafka;
 pub mod progress;
@@ -19,35 +19,35 @@ use crate::sale::Batch;
 pub trait Journal: Send + Sync {
     /// Starts to append every sale of the batch; the receipt fills as they are acknowledged.
     ///
-    /// A sale that is not acknowledged may be in the log all the same, or be there later.
-    /// Appending the same sale again is harmless: the ledger keeps one.
+    /// An unacknowledged sale may be in the log all the same, or appear later. Appending a sale again is
+    /// idempotent: the ledger keeps one.
     fn append(&self, batch: &Batch) -> Arc<Receipt>;
 
-    /// Whether sales can be appended now; if not, why.
+    /// Readiness: whether sales can be appended now; if not, why.
     ///
     /// # Errors
     /// The reason, for `/readyz`.
     fn ready(&self) -> Result<(), String>;
 
-    /// Why the last sales were not taken, if none was acknowledged since.
+    /// Why the last sales failed, if none has been acknowledged since.
     fn refusal(&self) -> Option<String> {
         None
     }
 
-    /// The topic's name, as checkpoints know it.
+    /// The topic's name in checkpoints.
     fn topic(&self) -> &str;
 
-    /// What the log has of every partition.
+    /// The log's extent in every partition.
     ///
     /// # Errors
     /// Why it could not be read.
     async fn extents(&self) -> Result<Extents, String>;
 
-    /// Waits until everything appended was acknowledged or given up.
+    /// Waits until everything appended is acknowledged or given up.
     async fn flush(&self, within: Duration);
 }
 
-/// How far the journal has got with a batch. Counted down from any thread, awaited by many.
+/// Delivery state of a batch. Updated from any thread, awaited by many.
 #[derive(Debug)]
 pub struct Receipt {
     states: Box<[AtomicU8]>,
@@ -55,12 +55,12 @@ pub struct Receipt {
     done: Notify,
 }
 
-/// What the journal said of one sale.
+/// Delivery state of one sale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     /// Nothing yet.
     Waiting,
-    /// It is in the log for good.
+    /// Durably in the log.
     Acknowledged,
     /// Given up; it may be in the log all the same.
     Unknown,
@@ -85,7 +85,7 @@ impl Receipt {
         receipt
     }
 
-    /// Notes what became of the sale at `index`; each is noted once.
+    /// Records the outcome of the sale at `index`; once for each.
     pub fn note(&self, index: usize, delivery: Delivery) {
         self.states[index].store(delivery as u8, Ordering::Release);
         if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -93,7 +93,7 @@ impl Receipt {
         }
     }
 
-    /// What the journal said of the sale at `index`.
+    /// The delivery state of the sale at `index`.
     #[must_use]
     pub fn of(&self, index: usize) -> Delivery {
         match self.states.get(index).map(|state| state.load(Ordering::Acquire)) {
@@ -109,7 +109,7 @@ impl Receipt {
         (0..self.states.len()).all(|index| self.of(index) == Delivery::Acknowledged)
     }
 
-    /// Whether the journal has said something of every sale.
+    /// Whether every sale has its outcome.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.waiting.load(Ordering::Acquire) == 0
@@ -149,7 +149,7 @@ pub(crate) mod contract {
         }
     }
 
-    /// Runs the contract: what was acknowledged lies in the log, and nothing hangs.
+    /// Runs the contract: what was acknowledged is in the log, and nothing hangs.
     pub(crate) async fn keeps_the_contract(journal: &dyn Journal, batch: &Batch) {
         let within = Duration::from_secs(20);
         journal.ready().expect("ready");

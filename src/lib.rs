@@ -1,4 +1,4 @@
-//! Selling: what happens between the buyer and the journal.
+//! Selling: everything between a client's request and the journal.
 //!
 //! ```text
 //!  browser ─POST /seckill/seckill─▶ http ─▶ selling ──take───▶ stock     Redis: one script, atomic
@@ -9,19 +9,19 @@
 //!                               └──post──▶ ledger                MySQL: rows and offsets together
 //! ```
 //!
-//! The rooms, from the top; each uses those below it, and none above. The other half of the path is
-//! the package `consumer`.
+//! The modules, top down; each uses only those below it. The other half of the path is the package
+//! `consumer`.
 //!
-//! | room | what stands in it |
+//! | module | contents |
 //! |---|---|
-//! | [`operating`] | the process that sells, and the operators' commands |
-//! | [`http`] | what a client can ask, and what it hears |
-//! | [`books`] | audit, reopening, restoring, archiving: the books held against one another |
-//! | [`world`] | servers, or one file |
-//! | [`selling`] | the rule of the sale, from the attempt to its answer |
-//! | [`stock`] | where units are: the trait, Redis, memory |
-//! | [`journal`] | where sales are made durable: the trait, Kafka, SQLite, and how far behind the ledger is |
-//! | [`sale`], [`clock`], [`metrics`] | the words that every room uses, the time, what is counted |
+//! | [`operating`] | the selling process and the operators' commands |
+//! | [`http`] | the HTTP API: requests and answers |
+//! | [`books`] | reconciliation: audit, recovery (reopening), restore, archive |
+//! | [`world`] | wiring: servers, or one file |
+//! | [`selling`] | the sale's rule, from attempt to answer |
+//! | [`stock`] | the units: the trait, Redis, memory |
+//! | [`journal`] | durable sales: the trait, Kafka, SQLite, and the ledger's lag |
+//! | [`sale`], [`clock`], [`metrics`] | shared types, time, metrics |
 
 pub mod books;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! The command line: serve, and what operators do while it serves.
+//! The command line: serve, and the operators' commands.
 
 use std::process::ExitCode;
 
@@ -32,7 +32,7 @@ enum Command {
         /// Units of a new sale
         #[arg(value_name = "N", value_parser = config::units, required_unless_present = "add")]
         units: Option<u64>,
-        /// Add so many units to the running sale instead
+        /// Add N units to the running sale instead
         #[arg(long, value_name = "N", value_parser = config::units, conflicts_with = "units")]
         add: Option<u64>,
         /// The item [default: counter]
@@ -58,7 +58,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Make Redis' books anew from ledger and journal, after it lost something
+    /// Rebuild Redis' books from ledger and journal after a loss
     #[command(
         after_help = "Shows what it would do; --yes does it, with the sale shut meanwhile. Units added by hand after \
                             the last sale are known to nobody: say with --left how many are left. Safe to run twice, and while nodes run."
@@ -67,17 +67,17 @@ enum Command {
         /// Only this item
         #[arg(long, value_name = "NAME")]
         item: Option<Item>,
-        /// So many units are left, whatever the books say
+        /// Set N units left, whatever the books say
         #[arg(long, value_name = "N", value_parser = config::units, requires = "item")]
         left: Option<u64>,
-        /// This sale goes on, whatever others are known
+        /// Continue this sale, whatever others are known
         #[arg(long, value_name = "EPOCH", value_parser = sale, requires = "item")]
         epoch: Option<Uuid>,
         /// Do it
         #[arg(long)]
         yes: bool,
     },
-    /// Put away the sales that are over: `status` and `audit` show them no longer
+    /// Archive finished sales: `status` and `audit` no longer show them
     #[command(
         after_help = "A sale is over when a later one has begun, or when its item was taken off sale. Only what balances is \
                             put away; its rows stay in the ledger, and its books as they were closed in seckill_archive."
@@ -89,7 +89,7 @@ enum Command {
     },
 }
 
-/// The name of a sale.
+/// Parses a sale's name.
 fn sale(text: &str) -> Result<Uuid, &'static str> {
     text.trim().parse().map_err(|_| "give a sale's name, as `seckill audit` and the log show it")
 }
@@ -100,7 +100,7 @@ fn main() -> ExitCode {
         Err(code) => return code,
     };
     config::log_to_stderr();
-    // One thread for tills and background tasks; buyers have a worker for each core.
+    // One thread for tills and background tasks; client connections have a worker for each core.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return config::failure(&error),

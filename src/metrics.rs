@@ -1,14 +1,16 @@
-//! What ops can watch of the selling side.
+//! Prometheus metrics of the selling side.
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
-/// Bounds in seconds: a purchase takes a millisecond when all is well, and 5 s at most.
+/// Buckets in seconds: a purchase takes a millisecond when all is well, and 5 s at most.
 const SECONDS: [f64; 14] =
     [0.000_5, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 
-/// What an attempt can come to: the `code`s of its answers.
+/// Outcomes of an attempt: the `code`s of its answers.
 const OUTCOMES: [&str; 10] = [
     "success",
     "sold_out",
@@ -22,35 +24,39 @@ const OUTCOMES: [&str; 10] = [
     "cross_site",
 ];
 
-/// The statuses of answers that are none of what was asked for.
+/// The statuses of refusals and errors.
 const REFUSALS: [&str; 9] = ["400", "403", "404", "405", "408", "413", "431", "500", "503"];
 
-/// The selling side's metrics; a clone counts into the same.
+/// The selling side's metrics; clones share the counters.
 #[derive(Clone)]
 pub struct Metrics {
-    attempts: IntCounterVec,
+    /// By outcome, found without a look-up.
+    attempts: [(&'static str, IntCounter); OUTCOMES.len()],
     refusals: IntCounterVec,
     purchase_seconds: Histogram,
-    /// Attempts that went to the stock together.
+    /// Attempts per stock call.
     pub take_batch_attempts: Histogram,
     left: IntGaugeVec,
     outbox: IntGaugeVec,
     shut: IntGaugeVec,
-    /// 1 while the ledger cannot be asked.
+    /// 1 while the ledger is unavailable.
     pub ledger_away: IntGauge,
 }
 
 impl Metrics {
-    /// Makes the metrics and registers them.
+    /// Creates and registers the metrics.
     ///
     /// # Errors
     /// When a name is taken in this registry.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        // A counter created on its first increment would hide that increment.
+        let attempts = IntCounterVec::new(
+            Opts::new("seckill_attempts_total", "Attempts to buy, by the answer's code."),
+            &["outcome"],
+        )?;
+        registry.register(Box::new(attempts.clone()))?;
         let metrics = Self {
-            attempts: IntCounterVec::new(
-                Opts::new("seckill_attempts_total", "Attempts to buy, by the answer's code."),
-                &["outcome"],
-            )?,
+            attempts: OUTCOMES.map(|outcome| (outcome, attempts.with_label_values(&[outcome]))),
             refusals: IntCounterVec::new(
                 Opts::new("seckill_http_refusals_total", "Answers with a status of 400 and more."),
                 &["status"],
@@ -81,16 +87,11 @@ impl Metrics {
             )?,
         };
         registry.register(Box::new(metrics.ledger_away.clone()))?;
-        // A counter that is not there before it counts hides its first increase.
-        for outcome in OUTCOMES {
-            drop(metrics.attempts.with_label_values(&[outcome]));
-        }
         for status in REFUSALS {
             drop(metrics.refusals.with_label_values(&[status]));
         }
         registry.register(Box::new(metrics.refusals.clone()))?;
         registry.register(Box::new(metrics.shut.clone()))?;
-        registry.register(Box::new(metrics.attempts.clone()))?;
         registry.register(Box::new(metrics.purchase_seconds.clone()))?;
         registry.register(Box::new(metrics.take_batch_attempts.clone()))?;
         registry.register(Box::new(metrics.left.clone()))?;
@@ -98,34 +99,36 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts an attempt that was answered, and how long it took, if it had to be asked about.
+    /// Counts an answered attempt, and how long it took, if it needed a stock call.
     pub fn answered(&self, outcome: &str, took: Option<Duration>) {
-        self.attempts.with_label_values(&[outcome]).inc();
+        if let Some((_, attempts)) = self.attempts.iter().find(|(known, _)| *known == outcome) {
+            attempts.inc();
+        }
         if let Some(took) = took {
             self.purchase_seconds.observe(took.as_secs_f64());
         }
     }
 
-    /// Counts an answer that is none of what was asked for.
+    /// Counts a refusal or an error.
     pub fn refused(&self, status: u16) {
         self.refusals.with_label_values(&[&status.to_string()]).inc();
     }
 
-    /// Shows what is left of an item; one that is not on sale has no such line.
+    /// Sets what is left of an item; one not on sale has no such series.
     pub fn stock_left(&self, item: &str, left: Option<u64>) {
         match left {
             Some(left) => self.left.with_label_values(&[item]).set(i64::try_from(left).unwrap_or(i64::MAX)),
-            // Not there before, either: nothing to remove.
+            // Absent before, too: nothing to remove.
             None => drop(self.left.remove_label_values(&[item])),
         }
     }
 
-    /// Shows whether an item is shut.
+    /// Sets whether an item is shut.
     pub fn shut(&self, item: &str, shut: bool) {
         self.shut.with_label_values(&[item]).set(i64::from(shut));
     }
 
-    /// Shows how many units of an item stand in the outbox.
+    /// Sets an item's units in the outbox.
     pub fn outbox_sales(&self, item: &str, sales: u64) {
         self.outbox.with_label_values(&[item]).set(i64::try_from(sales).unwrap_or(i64::MAX));
     }

@@ -1,4 +1,4 @@
-//! The process that sells, and what operators do beside it.
+//! The selling process and the operators' commands.
 
 pub mod commands;
 pub mod serve;

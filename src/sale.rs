@@ -1,4 +1,4 @@
-//! The words that every room uses: what is sold, to whom, when, and what is said of it.
+//! Shared types: item, attempt, batch, epoch, time limits, and answers.
 
 mod batch;
 mod epoch;

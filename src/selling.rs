@@ -1,4 +1,4 @@
-//! The rule of the sale: who gets a unit, and who is told.
+//! The sale's rule: which attempt gets a unit, and what each client is told.
 
 pub mod desk;
 pub mod gate;

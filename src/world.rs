@@ -1,4 +1,4 @@
-//! Servers, or one file: the parts a sale runs on, chosen by configuration.
+//! Wiring: the parts a sale runs on, servers or one file, chosen by configuration.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,20 +22,20 @@ use crate::stock::memory::MemoryStock;
 use crate::stock::redis::RedisStock;
 use crate::stock::{Stock, StockError};
 
-/// How long a refused `seed` goes on trying, and how often.
+/// How long a refused `seed` retries, and how often.
 const SEED_WITHIN: Duration = Duration::from_secs(10);
 const SEED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The parts.
 #[derive(Clone)]
 pub struct World {
-    /// Where units are.
+    /// The units.
     pub stock: Arc<dyn Stock>,
-    /// Where sales are made durable.
+    /// The durable log of sales.
     pub journal: Arc<dyn Journal>,
-    /// Where they are recorded.
+    /// The record of sales.
     pub ledger: Arc<dyn Ledger>,
-    /// Which of the two it is.
+    /// Servers or embedded.
     pub kind: Kind,
     /// How long after a sale was shut its books are counted: [`SETTLED_AFTER`].
     pub settled_after: Duration,
@@ -46,7 +46,7 @@ pub struct World {
 pub enum Kind {
     /// Redis, Kafka, and MySQL or MariaDB.
     Servers(Arc<KafkaJournal>),
-    /// One SQLite file; whoever serves it holds its lock.
+    /// One SQLite file; the serving process holds its lock.
     Embedded(SqliteFile, Option<Arc<Lock>>),
 }
 
@@ -64,11 +64,11 @@ pub enum WorldError {
 /// What an embedded file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To sell: a missing file is made, with the units of `SECKILL_STOCK`.
+    /// To sell: creates a missing file, with the units of `SECKILL_STOCK`.
     Serve,
-    /// To begin a sale: a missing file is made, if somebody named it.
+    /// To begin a sale: creates a missing file, if it was named explicitly.
     Seed,
-    /// To look: the file must be there.
+    /// To read: the file must exist.
     Read,
 }
 
@@ -76,8 +76,8 @@ impl World {
     /// Opens the world that the settings name.
     ///
     /// # Errors
-    /// A setting is wrong, or the embedded file cannot be used. Servers that are away are no
-    /// error: they are waited for.
+    /// A setting is wrong, or the embedded file cannot be used. Unavailable servers are no error: they are
+    /// waited for.
     pub async fn open(settings: &Settings, purpose: Purpose) -> Result<Self, WorldError> {
         let secrets = &settings.secrets;
         match (&secrets.redis_url, &secrets.kafka_brokers, &secrets.database_url) {
@@ -117,7 +117,7 @@ impl World {
         }
     }
 
-    /// Where it is, for a person to see which one it is; never a password.
+    /// Its address, to tell worlds apart; never a password.
     #[must_use]
     pub fn place(settings: &Settings) -> String {
         let secrets = &settings.secrets;
@@ -140,7 +140,7 @@ impl World {
     async fn embedded(settings: &Settings, purpose: Purpose) -> Result<Self, WorldError> {
         let failed =
             |why: String| WorldError::Failed(format!("SECKILL_DATA={}: {why}", settings.data.display()));
-        // A sale that nobody would look for there.
+        // A sale would be begun in a file where it is not expected.
         if purpose == Purpose::Seed && !settings.data_named && !settings.data.exists() {
             return Err(ConfigError(format!(
                 "there is no {0} here, and no servers are set: give `--data FILE` to begin a sale in a file, start \
@@ -185,18 +185,18 @@ impl World {
         Ok(world)
     }
 
-    /// Begins a new sale and gives its name. A server that is away, or a sale that is shut, is
-    /// waited for, though not for long.
+    /// Begins a new sale and returns its epoch. Retries for a short time while a server is away or the sale
+    /// is shut.
     ///
     /// # Errors
-    /// Why no sale was begun; or that nobody knows.
+    /// Why no sale was begun; or that the outcome is unknown.
     pub async fn begin_sale(&self, item: &Item, units: u64) -> Result<Uuid, String> {
         let deadline = Instant::now() + SEED_WITHIN;
         let (mut said, mut epoch) = (String::new(), None);
         loop {
             let error = match self.seed(item, units, &mut epoch).await {
                 Ok(epoch) => return Ok(epoch),
-                // Not sent again: it may have begun, sold, and been lost with Redis since.
+                // Not retried: it may have begun, sold, and been lost with Redis since.
                 Err(error @ StockError::Silent(_)) => {
                     return Err(format!(
                         "nobody knows whether the sale began ({error}); look with `seckill status --item {item}`"
@@ -216,8 +216,8 @@ impl World {
         }
     }
 
-    /// Adds units to the running sale; what is left then, or `None` when nothing is on sale. A sale
-    /// that is shut is waited for, though not for long: what was refused was not added.
+    /// Adds units to the running sale; returns what is left then, or `None` when nothing is on sale. Retries
+    /// for a short time while the sale is shut: what was refused was not added.
     ///
     /// # Errors
     /// As the stock's.
@@ -242,7 +242,7 @@ impl World {
         self.stock.books(item).await.is_ok_and(|books| books.first().is_some_and(|book| book.shut))
     }
 
-    /// A sale that never began must not look like one that was lost. Says why it did not.
+    /// Withdraws a sale that never began, lest it look lost. Returns why it did not begin.
     async fn withdrawn(&self, item: &Item, epoch: Option<Uuid>, why: &str) -> String {
         let withdrawn = match epoch {
             Some(epoch) => self.ledger.withdraw_sale(item.name(), epoch).await.err(),
@@ -253,12 +253,12 @@ impl World {
         format!("no sale was begun: {why}{after}")
     }
 
-    /// The ledger's note first, so that a stock rolled back to before it cannot bring the old
-    /// sale to life again. Refused while the running one is shut. The sale is named once, `epoch`,
-    /// and is later than every sale that is known by then, whatever this machine's clock says.
+    /// Writes to the ledger first, so that a stock rolled back to before it cannot revive the old sale.
+    /// Refused while the running one is shut. Retries reuse one `epoch`, which is later than every sale known
+    /// when it is made, whatever this machine's clock says.
     async fn seed(&self, item: &Item, units: u64, epoch: &mut Option<Uuid>) -> Result<Uuid, StockError> {
         let refused = |error: LedgerError| StockError::Refused(error.to_string());
-        // Away is away; but a new sale may well mend a book that cannot be read.
+        // Fails if the stock is away; but a new sale may well repair an unreadable book.
         self.stock.knows(item).await?;
         let books = self.stock.books(item).await.unwrap_or_default();
         if books.first().is_some_and(|book| book.shut) {
@@ -287,12 +287,12 @@ impl World {
 /// An address without user, password and options.
 fn without_user(address: &str) -> &str {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
-    // A password may hold any character, also those that mean something.
+    // A password may contain any character, delimiters included.
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     host.split_once('?').map_or(host, |(host, _)| host)
 }
 
-/// Keeps the embedded file to one `serve`; let go when dropped, also by a crash.
+/// Limits the embedded file to one `serve`; released on drop, and on a crash.
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
@@ -304,7 +304,7 @@ impl Lock {
     /// # Errors
     /// When another `serve` has it, or the folder cannot be written.
     pub fn take(data: &Path) -> Result<Self, String> {
-        // By whatever name it is called.
+        // One lock for all names of the file.
         let real = data.canonicalize().unwrap_or_else(|_| data.to_owned());
         let mut path = real.into_os_string();
         path.push(".lock");

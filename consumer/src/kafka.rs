@@ -1,4 +1,4 @@
-//! What both programs ask of Kafka alike: a client's settings, the topic, what its log has.
+//! Kafka code shared by both programs: client settings, the topic, watermarks.
 
 mod settings;
 mod topic;
@@ -22,14 +22,14 @@ pub use topic::ensure_topic;
 pub use watermarks::Watermarks;
 pub(crate) use watermarks::{partitions, watermarks};
 
-/// For one question to a broker. Long enough for a leader election, short enough that a person
-/// who waits at a prompt does not give up.
+/// Timeout of one broker request. Long enough for a leader election, short enough for a person who waits at a
+/// prompt.
 pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often clients look whether a topic has more partitions (default: 5 minutes).
+/// How often clients refresh metadata to notice new partitions (default: 5 minutes).
 pub const REFRESH_METADATA_MS: &str = "10000";
 
-/// That a client may not do what it must: a person mends it, no waiting does.
+/// Missing rights: an operator must grant them, retrying does not help.
 pub const NO_RIGHT: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::TopicAuthorizationFailed,
     RDKafkaErrorCode::GroupAuthorizationFailed,
@@ -38,7 +38,7 @@ pub const NO_RIGHT: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::SaslAuthenticationFailed,
 ];
 
-/// A context whose client tells of its troubles through results only.
+/// A client context that reports errors through results only.
 #[derive(Debug, Clone, Default)]
 pub struct Quiet {
     /// The last refusal of a certificate or a password.
@@ -46,7 +46,7 @@ pub struct Quiet {
 }
 
 impl Quiet {
-    /// The client's error, with the refusal that led to it: by itself it is a time-out.
+    /// The client's error, with the refusal behind it: on its own it is a timeout.
     fn away(&self, error: KafkaError) -> ReaderError {
         let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
         refusal.map_or_else(|| away(error), ReaderError::Away)
@@ -70,8 +70,8 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
-/// Why a broker and a client do not trust one another, if that is what the client says: the other
-/// troubles pass, this one an operator must mend.
+/// Why a broker and a client do not trust each other, if that is the client's error: other errors pass, this
+/// one an operator must fix.
 #[must_use]
 pub fn refusal(error: &KafkaError, reason: &str) -> Option<String> {
     let untrusted =
@@ -79,14 +79,14 @@ pub fn refusal(error: &KafkaError, reason: &str) -> Option<String> {
     untrusted.then(|| format!("{} (SECKILL_KAFKA_OPTIONS)", without_times(reason)))
 }
 
-/// A reason of librdkafka's without how long it took, and what was suppressed: that differs each time.
+/// A librdkafka reason without durations and suppressed counts, which differ each time.
 #[must_use]
 pub fn without_times(reason: &str) -> &str {
     reason.split_once(" (after ").map_or(reason, |(reason, _)| reason)
 }
 
-/// Passes a line of librdkafka's on. That a broker cannot be reached, or does not answer, is a
-/// debug line: whoever waits for it says so once, and librdkafka would every few seconds.
+/// Forwards a librdkafka log line. Unreachable or silent brokers are a debug line: the waiting component
+/// reports them once, and librdkafka would every few seconds.
 pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     let level = match (level, facility) {
         (_, "FAIL" | "ERROR" | "REQTMOUT" | "SESSTMOUT" | "COMMITFAIL") => log::Level::Debug,
@@ -104,8 +104,8 @@ pub fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     log::log!(target: "librdkafka", level, "librdkafka: {facility} {message}");
 }
 
-/// A client that ends on a thread of its own when it is dropped: librdkafka waits for its threads,
-/// and for the group's coordinator, which would hold up everything else.
+/// A client that closes on its own thread when dropped: librdkafka waits for its threads, and for the group's
+/// coordinator, which would block everything else.
 pub(crate) struct Apart<T: Send + 'static>(Option<T>);
 
 impl<T: Send + 'static> Apart<T> {
@@ -113,7 +113,7 @@ impl<T: Send + 'static> Apart<T> {
         Self(Some(client))
     }
 
-    /// Ends it here and now; blocks.
+    /// Closes it on this thread; blocks.
     pub(crate) fn end(mut self) {
         drop(self.0.take());
     }
@@ -135,7 +135,7 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
-/// Runs what blocks beside the asynchronous threads.
+/// Runs blocking work outside the async threads.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ReaderError> {

@@ -1,7 +1,7 @@
-//! Where sales are recorded for good, and the rule by which a message becomes a row.
+//! The ledger: permanent storage for sales, and the rule that turns a message into a row.
 //!
-//! `post` holds the procedure, `statements` the SQL of it; [`mysql`] and [`sqlite`] connect,
-//! and say what an error of theirs means.
+//! `post` holds the procedure, `statements` its SQL; [`mysql`] and [`sqlite`] connect and classify database
+//! errors.
 
 pub mod mysql;
 pub mod post;
@@ -23,34 +23,34 @@ pub use crate::progress::{Checkpoint, Message, fingerprint};
 use crate::sale::Sale;
 pub use batch::{Batch, Part};
 
-/// What a consumer writes: rows and the offsets they came from, in one transaction.
+/// What a consumer writes: rows and their source offsets, in one transaction.
 #[async_trait]
 pub trait Record: Send + Sync {
-    /// How far each partition of `topic` has been posted.
+    /// The checkpoint of each partition of `topic`.
     async fn checkpoints(&self, topic: &str) -> Result<BTreeMap<i32, Checkpoint>, LedgerError>;
 
     /// Records a batch and moves the checkpoints, or does neither.
     ///
-    /// Refuses with [`LedgerError::Moved`] when a checkpoint is not where the batch expects it.
+    /// Fails with [`LedgerError::Moved`] when a checkpoint is not where the batch expects it.
     async fn post(&self, batch: &Batch) -> Result<Posted, LedgerError>;
 }
 
-/// The books: what is recorded, what operators decided, and what both programs ask of it.
+/// The ledger: recorded sales, operator decisions, and the queries of both programs.
 ///
-/// What every implementation keeps is written down as code in `ledger/contract.rs`.
+/// `ledger/contract.rs` tests the contract of every implementation.
 #[async_trait]
 pub trait Ledger: Record {
-    /// Makes the tables, or brings them up to date, and looks whether they have their columns. Looks
-    /// first: with everything in place it needs no right to create anything.
+    /// Creates or migrates the tables, and checks that they have their columns. Reads first: with everything
+    /// in place it needs no right to create anything.
     async fn migrate(&self) -> Result<(), LedgerError>;
 
-    /// Notes that order ids are made with this key until then, in Unix milliseconds, and says until
-    /// when they are with any other. Nobody knows, where no such note is kept.
+    /// Notes that this key makes order ids until then, in Unix milliseconds, and returns until when any other
+    /// key does. Unknown where no such note is kept.
     async fn keys(&self, _mine: &str, _until: i64) -> Result<i64, LedgerError> {
         Ok(i64::MAX)
     }
 
-    /// What the database is set to that does not keep the promise, each with its remedy.
+    /// Database settings that break the durability promise, each with its remedy.
     async fn broken_promises(&self) -> Result<Vec<String>, LedgerError> {
         Ok(Vec::new())
     }
@@ -58,40 +58,40 @@ pub trait Ledger: Record {
     /// The sale recorded under `order`.
     async fn find(&self, order: Uuid) -> Result<Option<Sale>, LedgerError>;
 
-    /// Whether an order was put aside because its unit or itself is recorded otherwise: it was
-    /// made, and what becomes of it is for a person to decide.
+    /// Whether an order was set aside because it or its unit is recorded otherwise: the order exists, and a
+    /// person must decide what becomes of it.
     async fn in_conflict(&self, order: Uuid) -> Result<bool, LedgerError>;
 
-    /// Notes that a new sale begins. The epoch is its own idempotency key: once more is fine.
+    /// Notes that a new sale begins. Idempotent: the epoch is the idempotency key.
     async fn begin_sale(&self, item: &str, epoch: Uuid, units: u64) -> Result<(), LedgerError>;
 
-    /// Takes back that a sale began, if nothing of it was sold: it never did.
+    /// Undoes [`Ledger::begin_sale`], if nothing of the sale was sold.
     async fn withdraw_sale(&self, item: &str, epoch: Uuid) -> Result<(), LedgerError>;
 
-    /// The sales of one item, or of all: those begun by `seed` and those with rows, without those
-    /// that were put away.
+    /// The sales of one item, or of all: those begun by `seed` and those with rows, without the archived
+    /// ones.
     async fn sales(&self, item: Option<&str>) -> Result<Vec<SaleRecord>, LedgerError>;
 
-    /// The newest sale of every item, also one that was put away: a new one must be later.
+    /// The newest sale of every item, archived or not: a new one must be later.
     async fn newest(&self) -> Result<BTreeMap<String, Uuid>, LedgerError>;
 
-    /// Which of these sales, as the stock has them, are further here: a later serial is recorded, or
-    /// the term is over, and whatever is sold in it would be put aside.
+    /// Those of these sales, as the stock has them, that the ledger is ahead of: a later serial is recorded,
+    /// or the term is over and further sales would be set aside.
     async fn ahead(&self, sales: &[Standpoint]) -> Result<Vec<Standpoint>, LedgerError>;
 
-    /// What is known of a sale without counting it. True for the moment: more may be posted.
+    /// What is known of a sale without counting it. A snapshot: more may be posted.
     async fn account(&self, item: &str, epoch: Uuid) -> Result<Account, LedgerError>;
 
-    /// Raises the term of a sale by one, if it still is `from`: else somebody else raised it, and
-    /// may have opened the sale since. From then on sales of an older term are put aside as late,
-    /// so that what is counted after it stays true.
+    /// Raises the term of a sale by one if it still is `from` (compare-and-set): otherwise another node
+    /// raised it and may have opened the sale since. From then on sales of an older term are set aside as
+    /// late, so that later counts stay true.
     async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError>;
 
-    /// From the next recorded serial after `after` so many serials: how many of them are recorded, and
-    /// the last that is. As many as the numbers they span: none is missing between.
+    /// How many of the `serials` serials from the first recorded one after `after` are recorded, and the last
+    /// that is. No gap if their number equals their span.
     async fn page(&self, item: &str, epoch: Uuid, after: u64, serials: u32) -> Result<Page, LedgerError>;
 
-    /// The recorded serials after `after` and up to `upto`, ascending, each with its order.
+    /// The recorded serials after `after` up to `upto`, ascending, each with its order.
     async fn orders(
         &self,
         item: &str,
@@ -100,7 +100,7 @@ pub trait Ledger: Record {
         upto: u64,
     ) -> Result<Vec<(u64, Uuid)>, LedgerError>;
 
-    /// The runs of serials written off that have a part after `after` and up to `upto`, ascending.
+    /// The voided runs of serials that overlap `after` (exclusive) to `upto`, ascending.
     async fn voids(
         &self,
         item: &str,
@@ -109,90 +109,90 @@ pub trait Ledger: Record {
         upto: u64,
     ) -> Result<Vec<RangeInclusive<u64>>, LedgerError>;
 
-    /// Writes off serials that were lost and told to nobody; once more is fine.
+    /// Voids serials that were lost and never confirmed to a buyer. Idempotent.
     async fn void(&self, item: &str, epoch: Uuid, runs: &[RangeInclusive<u64>]) -> Result<(), LedgerError>;
 
-    /// The recorded sales of named attempts after the serial `after` and up to `upto`, ascending: by
-    /// them a winner who asks again is known.
+    /// The recorded sales of named attempts after the serial `after` up to `upto`, ascending: they identify a
+    /// winner that retries.
     async fn winners(&self, item: &str, epoch: Uuid, after: u64, upto: u64)
     -> Result<Vec<Sale>, LedgerError>;
 
-    /// Notes an operator's decision: the sale goes on from here. Its conflicts up to now are
-    /// accepted with it, and sales that are newer by their names do not outdate it.
+    /// Records an operator's decision that the sale continues from here. It also accepts the sale's conflicts
+    /// up to now, and sales with newer epochs do not outdate it.
     async fn restored(&self, item: &str, epoch: Uuid, restored: Restored) -> Result<(), LedgerError>;
 
-    /// The sales with conflicts that no restore has accepted. Asked every second: as long as there
-    /// are no new conflicts it costs a look at the table's end.
+    /// The sales with conflicts that no restore has accepted. Called every second: without new conflicts it
+    /// costs a look at the table's end.
     async fn disputed(&self) -> Result<Vec<(String, Uuid)>, LedgerError>;
 
-    /// Puts a sale away, with its books as they were closed; once more is fine.
+    /// Archives a sale with its final accounts. Idempotent.
     async fn archive(&self, item: &str, epoch: Uuid, closed: Closed) -> Result<(), LedgerError>;
 
-    /// The sales of one item, or of all, that were put away.
+    /// The archived sales of one item, or of all.
     async fn archived(&self, item: Option<&str>) -> Result<BTreeSet<(String, Uuid)>, LedgerError>;
 
-    /// What was put aside.
+    /// Totals of what was set aside.
     async fn faults(&self) -> Result<Faults, LedgerError>;
 }
 
-/// What became of a batch.
+/// The outcome of a batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Posted {
     /// The checkpoints after it.
     pub checkpoints: BTreeMap<i32, Checkpoint>,
     /// Sales recorded now.
     pub new: u64,
-    /// Sales that were recorded already.
+    /// Sales recorded before.
     pub duplicate: u64,
     /// Sales whose unit or order is recorded otherwise.
     pub conflict: u64,
-    /// Sales of a term that is over: told to nobody.
+    /// Sales of an older term: never confirmed.
     pub late: u64,
-    /// Messages that could not be read or recorded.
+    /// Messages that cannot be read or recorded.
     pub dead_letter: u64,
 }
 
-/// One sale as the ledger knows it.
+/// One sale in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SaleRecord {
-    /// What is sold.
+    /// The item.
     pub item: String,
-    /// Which sale of it.
+    /// The sale's epoch.
     pub epoch: Uuid,
     /// The highest serial recorded, 0 when none.
     pub highest: u64,
     /// Rows of `seckill_conflict`, reason `late` apart.
     pub conflicts: u64,
-    /// Their serials, ascending, each once; not more than [`LISTED`] of all sales together.
+    /// Their serials, ascending, distinct; at most [`LISTED`] over all sales.
     pub doubled: Vec<u64>,
 }
 
-/// Serials in conflict that are listed by number; more are only counted.
+/// How many serials in conflict are listed by number; more are only counted.
 pub const LISTED: u32 = 1000;
 
-/// What the ledger has of a sale.
+/// What the ledger holds of a sale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Account {
     /// The term; 0 until it is first raised.
     pub term: u64,
     /// The highest serial recorded, 0 when none.
     pub highest: u64,
-    /// The highest serial written off, 0 when none: it is not sold again either.
+    /// The highest serial voided, 0 when none: it is not sold again either.
     pub void_upto: u64,
-    /// Units left after the highest serial; what the sale began with, when none is recorded.
+    /// Units left after the highest serial; the initial units when none is recorded.
     pub remaining: u64,
-    /// A newer sale of this item that is known, unless a restore decided for this one since.
+    /// A newer sale of this item, unless a restore has decided for this one since.
     pub newer: Option<Uuid>,
     /// Sales in conflict that no restore has accepted.
     pub disputed: u64,
 }
 
-/// How far a sale is, as somebody has it.
+/// How far a sale is, from a caller's view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standpoint {
-    /// What is sold.
+    /// The item.
     pub item: String,
-    /// Which sale of it.
+    /// The sale's epoch.
     pub epoch: Uuid,
     /// The sale's term.
     pub term: u64,
@@ -200,19 +200,19 @@ pub struct Standpoint {
     pub serial: u64,
 }
 
-/// Some recorded serials that follow each other.
+/// A run of recorded serials.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Page {
-    /// How many.
+    /// How many rows.
     pub rows: u64,
-    /// The last one; 0 when there is none.
+    /// The last serial; 0 when there is none.
     pub last: u64,
 }
 
-/// How a sale goes on after a restore.
+/// Where a sale continues after a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored {
-    /// The term of the sales made from then on.
+    /// The term of later sales.
     pub term: u64,
     /// The last serial.
     pub serial: u64,
@@ -220,7 +220,7 @@ pub struct Restored {
     pub remaining: u64,
 }
 
-/// The books of a sale that is put away.
+/// The final accounts of an archived sale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed {
     /// Units ever put on sale.
@@ -229,9 +229,9 @@ pub struct Closed {
     pub remaining: u64,
     /// Units sold.
     pub sold: u64,
-    /// Rows.
+    /// Rows recorded.
     pub recorded: u64,
-    /// Serials written off.
+    /// Serials voided.
     pub void: u64,
 }
 
@@ -244,13 +244,13 @@ pub struct Faults {
     pub dead_letters: u64,
 }
 
-/// Why the ledger could not answer.
+/// Why a ledger operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Not reachable, busy, or refusing for now: worth trying again.
+    /// Unreachable, busy, or temporarily refusing: retry.
     #[error("the ledger is away: {0}")]
     Away(String),
-    /// Somebody else posted this partition meanwhile: read the checkpoints again.
+    /// Another consumer posted this partition meanwhile: read the checkpoints again.
     #[error("partition {partition} was posted up to {found:?} by somebody else, expected {expected:?}")]
     Moved {
         /// The partition.
@@ -260,29 +260,29 @@ pub enum LedgerError {
         /// Where it is.
         found: Option<i64>,
     },
-    /// The journal is not the one these books were kept from: stop and say so.
+    /// The journal is not the one this ledger was recorded from: stop and report it.
     #[error("{0}")]
     Foreign(String),
-    /// No waiting mends it (tables missing or of another shape, rights missing).
+    /// Retrying does not help (tables missing or of another shape, rights missing).
     #[error("the ledger cannot be used: {0}")]
     Broken(String),
 }
 
-/// Why a sale of a term that is over is put aside; no fault in the books.
+/// Reason for setting aside a sale of an older term; no fault in the ledger.
 pub(crate) const LATE: &str = "late";
 
-/// What a message turned out to be.
+/// How a sale relates to a recorded row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The row that stands is this very sale.
+    /// The recorded row is this very sale.
     Duplicate,
-    /// The row that stands is another sale; with the reason.
+    /// The recorded row is another sale; with the reason.
     Conflict(&'static str),
 }
 
-/// THE posting rule: a unique key was violated by `sale`; `standing` is the row in its way.
+/// THE posting rule: `sale` violated a unique key; `standing` is the conflicting row.
 ///
-/// A row stands in the way because it has the same order, or the same unit.
+/// The row conflicts because it has the same order, or the same unit.
 #[must_use]
 pub fn judge(sale: &Sale, standing: &Sale) -> Verdict {
     let same_order = sale.order == standing.order;

@@ -1,4 +1,4 @@
-//! Recording: from the journal into the ledger, each sale exactly once.
+//! The recording half: consumes the journal into the ledger, each sale exactly once.
 //!
 //! ```text
 //!  journal ──▶ reader ──▶ step ──▶ ledger        rows and offsets in one transaction
@@ -6,21 +6,21 @@
 //!                          └── offset ┘           the only checkpoint there is
 //! ```
 //!
-//! The rooms, from the top; each uses those below it, and none above. The selling half, the package
-//! `seckill`, uses them, too; the first two only where it runs an embedded consumer.
+//! The modules, top layer first; each depends only on those below it. The selling half, the package
+//! `seckill`, uses them too; the first two only where it runs an embedded consumer.
 //!
-//! | room | what stands in it |
+//! | module | contents |
 //! |---|---|
 //! | [`recording`] | the consumer: one finite step, the process around it, its lag and metrics |
-//! | [`reader`] | where messages come from: Kafka, or a table |
-//! | [`ledger`] | the books and the posting rule: MySQL and MariaDB, or SQLite |
-//! | [`kafka`] | what both programs ask of Kafka |
-//! | [`progress`] | checkpoints, held against what the log still has |
+//! | [`reader`] | message sources: Kafka, or a table |
+//! | [`ledger`] | the ledger and the posting rule: MySQL and MariaDB, or SQLite |
+//! | [`kafka`] | Kafka code shared by both programs |
+//! | [`progress`] | checkpoints, compared with what the log still holds |
 //! | [`sqlite`] | the embedded file |
 //! | [`service`] | how a program runs: settings, HTTP, ops |
 //! | [`sale`] | the message |
 
-// What tests/support names `consumer` is this crate also in its own tests.
+// `tests/support` calls this crate `consumer`, also in its own tests.
 #[cfg(test)]
 extern crate self as consumer;
 

@@ -1,4 +1,4 @@
-//! The program `consumer`: records sales from Kafka into the ledger, until it is told to stop.
+//! The program `consumer`: records sales from Kafka in the ledger, until it is stopped.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -21,10 +21,10 @@ use consumer::service::{ops, web};
 use prometheus::Registry;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// An orchestrator kills what is still there 15 s after SIGTERM: be gone before, whatever hangs.
+/// An orchestrator sends SIGKILL 15 s after SIGTERM: exit before, whatever hangs.
 const END_WITHIN: Duration = Duration::from_secs(14);
 
-/// Open files of a consumer: servers, libraries, and the connections of ops.
+/// Open files of a consumer: servers, libraries, and ops connections.
 const OPEN_FILES: u64 = 512;
 
 /// Records the sales of seckill: from Kafka into MySQL or MariaDB, each exactly once
@@ -39,9 +39,9 @@ struct Cli {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 enum Command {
-    /// Make the ledger's tables, or bring them up to date, and end
+    /// Create or migrate the ledger's tables, and exit
     Migrate,
-    /// Go on where the topic's log begins, though what stood before was never recorded
+    /// Continue where the topic's log begins, though earlier messages were never recorded
     #[command(
         after_help = "For a topic that lost its head: retention, or somebody deleted records. Shows what is gone; --yes \
                       gives it up. What was sold and is gone is named by `seckill audit` afterwards. Safe to run twice, and \
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
             Some(Command::Skip { partition, yes }) => give_up(&cli.settings, partition, yes).await,
         }
     });
-    // Nothing is waited for any more: what mattered was committed or is in the journal.
+    // Waits for nothing more: what matters is committed or in the journal.
     runtime.shutdown_background();
     code.unwrap_or_else(|error| match error {
         Error::Config(error) => config::usage(&error.0),
@@ -167,7 +167,7 @@ async fn work(settings: &Settings) -> Result<ExitCode, Error> {
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-/// Waits for the servers, makes what is missing, records until it is told to stop.
+/// Waits for the servers, creates what is missing, records until stopped.
 async fn record(
     settings: &Settings,
     ledger: Arc<MySqlLedger>,
@@ -199,7 +199,7 @@ async fn record(
     Ok(())
 }
 
-/// Ends with SIGTERM or SIGINT; from then on the process is gone in time.
+/// Resolves on SIGTERM or SIGINT; then the process exits in time.
 fn stopped() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

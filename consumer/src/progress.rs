@@ -1,8 +1,8 @@
-//! How far the ledger is in a journal: its checkpoints, held against what the log still has.
+//! Progress of the ledger in a journal: checkpoints compared with what the log still holds.
 //!
-//! Only what a reader can get is waited for: from the log's start to its last stable offset, where
-//! a message of a transaction that goes on, or its marker, is none. A log that contradicts the
-//! checkpoints is never "caught up": what was told may be lost, and a person must know.
+//! Only readable offsets count: from the log's start to its last stable offset, excluding messages and
+//! markers of an open transaction. A log that contradicts the checkpoints is never "caught up": confirmed
+//! sales may be lost, and an operator must know.
 
 mod checkpoint;
 
@@ -13,22 +13,22 @@ pub use checkpoint::{Checkpoint, Message, fingerprint};
 
 use crate::sqlite::TOPIC as EMBEDDED;
 
-/// What a log has of a partition: the offsets from `start` up to, without, `end`.
+/// What a log holds of a partition: the offsets from `start` up to, without, `end`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extent {
-    /// The first offset that is still there.
+    /// The first offset still in the log.
     pub start: i64,
-    /// The next one to come.
+    /// The next offset to be written.
     pub end: i64,
 }
 
-/// What a log has, by partition.
+/// What a log holds, by partition.
 pub type Extents = BTreeMap<i32, Extent>;
 
-/// How far each partition is posted.
+/// The checkpoint of each partition.
 pub type Checkpoints = BTreeMap<i32, Checkpoint>;
 
-/// A log that is not the one the checkpoints were kept from, or not all of it.
+/// A log that is not the one the checkpoints refer to, or not all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contradiction {
     topic: String,
@@ -38,25 +38,24 @@ pub struct Contradiction {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum What {
-    /// Messages that are not recorded have left the log.
+    /// Unrecorded messages have left the log.
     Gone { next: i64, start: i64 },
-    /// The log ends before what is recorded.
+    /// The log ends before the checkpoint.
     Short { next: i64, end: i64 },
     /// The topic has no such partition.
     Missing { next: i64 },
 }
 
 impl Extent {
-    /// Messages that the ledger lacks, given the offset that it wants next; those that have left
-    /// the log are not among them.
+    /// Messages that the ledger lacks from offset `next` on; those that have left the log do not count.
     #[must_use]
     pub fn behind(self, next: i64) -> u64 {
         u64::try_from(self.end - next.max(self.start)).unwrap_or(0)
     }
 }
 
-/// Messages in the log that the ledger has not posted. The checkpoints are read both before and
-/// after the log was asked: both move on meanwhile.
+/// Messages in the log that the ledger has not posted. The checkpoints are read before and after the
+/// watermarks: both advance meanwhile.
 ///
 /// # Errors
 /// When the two contradict each other.
@@ -88,8 +87,8 @@ pub fn behind(
     Ok(messages)
 }
 
-/// Where each partition of a log is read from: at the message before the checkpoint, by which the
-/// log is known to be the same, or at the log's start if that has left it.
+/// The start offset of each partition: the message before the checkpoint, which identifies the log, or the
+/// log's start if that message has left it.
 ///
 /// # Errors
 /// When log and checkpoints contradict each other.
@@ -105,8 +104,8 @@ pub fn begin(
     Ok(extents.iter().map(|(partition, extent)| (*partition, last(partition).max(extent.start))).collect())
 }
 
-/// The partitions of which messages have left the log before they were recorded: the offset that
-/// the ledger wants, and where the log starts.
+/// The partitions whose messages left the log before they were recorded: the checkpoint, and where the log
+/// starts.
 #[must_use]
 pub fn gone(extents: &Extents, checkpoints: &Checkpoints) -> BTreeMap<i32, (i64, i64)> {
     let next = |partition| checkpoints.get(partition).map_or(0, |checkpoint| checkpoint.next);
@@ -114,7 +113,7 @@ pub fn gone(extents: &Extents, checkpoints: &Checkpoints) -> BTreeMap<i32, (i64,
     wanted.filter(|(_, (next, start))| next < start).collect()
 }
 
-/// What to do when a topic is not the one that was recorded.
+/// The remedy when a topic is not the one that was recorded.
 pub(crate) const ANOTHER_TOPIC: &str = "nothing is skipped: stop every `seckill` node, start the consumers with a \
      new name in SECKILL_KAFKA_TOPIC, copy what this topic holds to it, and only then start the nodes with that name \
      (docs/operations.md, \"After the topic was lost\")";
@@ -155,17 +154,17 @@ impl std::fmt::Display for Contradiction {
 
 impl std::error::Error for Contradiction {}
 
-/// Why nothing could be read.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReaderError {
-    /// Not reachable: worth trying again.
+    /// Unreachable: retry.
     #[error("the journal is away: {0}")]
     Away(String),
-    /// What was to be read next is not in the log any more: start once more from the checkpoints,
-    /// which say whether that matters.
+    /// The next offset is not in the log any more: restart from the checkpoints, which tell whether that
+    /// matters.
     #[error("{0}")]
     Outside(String),
-    /// The log contradicts the checkpoints: stop and say so.
+    /// The log contradicts the checkpoints: stop and report it.
     #[error("{0}")]
     Foreign(String),
 }
@@ -202,12 +201,12 @@ mod tests {
             (&at(5), log(0, 7), Ok(2)),
             (&at(5), log(5, 7), Ok(2)),
             (&at(7), log(7, 7), Ok(0)),
-            // The head is gone, also where nothing is left, or nothing was ever recorded.
+            // The head is gone, even where nothing is left or nothing was ever recorded.
             (&at(5), log(6, 7), Err(Gone { next: 5, start: 6 })),
             (&at(5), log(7, 7), Err(Gone { next: 5, start: 7 })),
             (&none, log(1, 7), Err(Gone { next: 0, start: 1 })),
             (&none, log(7, 7), Err(Gone { next: 0, start: 7 })),
-            // The log is another one.
+            // Another log.
             (&at(8), log(0, 7), Err(Short { next: 8, end: 7 })),
             (&at(8), log(0, 0), Err(Short { next: 8, end: 0 })),
             (&at(8), Extents::new(), Err(Missing { next: 8 })),
@@ -239,7 +238,7 @@ mod tests {
         let skipped = BTreeMap::from([(0, Checkpoint::NOTHING.passed(5))]);
         assert_eq!(begins(&log(5, 9), &skipped), Ok(5));
         assert_eq!(begins(&log(0, 9), &skipped), Ok(0), "where it would be seen to be another log");
-        // Another's partitions are another's affair.
+        // Another consumer's partitions do not matter.
         let others = BTreeMap::from([(7, Checkpoint { next: 3, fingerprint: String::new() })]);
         assert_eq!(begin("T", &log(0, 9), &others).map(|begins| begins[&0]), Ok(0));
     }

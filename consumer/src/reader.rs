@@ -1,4 +1,4 @@
-//! Where messages come from.
+//! The consumer's message source.
 
 pub mod kafka;
 pub mod sqlite;
@@ -11,43 +11,42 @@ use async_trait::async_trait;
 pub use crate::progress::ReaderError;
 use crate::progress::{Checkpoints, Extents, Message};
 
-/// A journal seen from its end: partitions are assigned, started at an offset, read.
+/// The consuming end of a journal: partitions are assigned, started at an offset, read.
 #[async_trait]
 pub trait Reader: Send {
-    /// The topic it reads.
+    /// The source topic.
     fn topic(&self) -> &str;
 
-    /// What came next, within `wait`: an assignment, or up to `max` messages. With a `max` of 0
-    /// only an assignment: for one who cannot take more and stays a member of the group.
+    /// What arrives within `wait`: an assignment, or up to `max` messages. With a `max` of 0 only an
+    /// assignment: back-pressure for a consumer that stays a member of the group.
     async fn read(&mut self, max: usize, wait: Duration) -> Result<Read, ReaderError>;
 
-    /// Starts the partitions assigned last, each at the last message recorded, or where the log
-    /// begins if that has left it; and says where. Started once more, they are read again from there.
+    /// Starts the partitions assigned last, each at the last message recorded, or at the log's start if that
+    /// message has left it; returns the offsets. A second start reads again from there.
     ///
     /// # Errors
     /// [`ReaderError::Foreign`] when the log contradicts the checkpoints: never skip.
     async fn start(&mut self, from: &Checkpoints) -> Result<BTreeMap<i32, i64>, ReaderError>;
 
-    /// Reports to lag tools how far the ledger is. A report, never a source.
+    /// Commits the ledger's progress for lag tools. A report, never a source.
     async fn report(&mut self, next: &BTreeMap<i32, i64>);
 
-    /// What the log has of each assigned partition.
+    /// What the log holds of each assigned partition.
     async fn extents(&mut self) -> Result<Extents, ReaderError>;
 
-    /// Leaves the group, so that others take over at once.
+    /// Leaves the group, so that other members take over at once.
     async fn close(&mut self) {}
 }
 
-/// What a read brought.
+/// The result of a read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {
-    /// The partitions this reader has from now on, all of them. Nothing is read before
-    /// [`Reader::start`].
+    /// All partitions this reader has from now on. Nothing is read before [`Reader::start`].
     Assigned(Vec<i32>),
     /// Messages by partition; never empty.
     Messages(BTreeMap<i32, Vec<Message>>),
-    /// No message is to be had before these offsets, all before them was brought.
+    /// The log holds no message before these offsets; all earlier ones were returned.
     Passed(BTreeMap<i32, i64>),
-    /// Nothing within the time given.
+    /// Nothing within the timeout.
     Quiet,
 }

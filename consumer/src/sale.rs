@@ -1,50 +1,48 @@
-//! The message that stands for one unit sold, as it crosses the journal.
+//! The sale message: one unit sold, as stored in the journal.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
-/// The highest serial that a message may have. No sale comes near it: what has more is not of this
-/// shop's making. It is twice [`HIGHEST_SOLD`], so that a sale that went on after the oddest of
-/// messages goes on still.
+/// The highest valid serial of a message. No sale comes near it: a higher one is not from this shop. It is
+/// twice [`HIGHEST_SOLD`], so that a sale which continues after the oddest message still has room.
 pub const MAX_SERIAL: u64 = 2 * HIGHEST_SOLD;
 
-/// The highest serial that a sale goes on from: as many units as can be put on sale at once.
+/// The highest serial from which a sale continues: the most units that can be put on sale at once.
 pub const HIGHEST_SOLD: u64 = 1_000_000_000_000;
 
-/// One unit sold. `(item, epoch, serial)` names the unit for ever, `order` names the purchase.
+/// One unit sold. `(item, epoch, serial)` identifies the unit forever, `order` the purchase.
 ///
-/// The reader defines what can be read: members it does not know are ignored, and the wire form
-/// is pinned by a test.
+/// The reader defines the format: it ignores unknown members, and a test pins the wire form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sale {
-    /// The order the buyer is told, a UUID v7 made before the unit was taken.
+    /// The buyer's order id, a UUID v7 created before the unit was taken.
     pub order: Uuid,
-    /// What was sold; the default item is `counter`.
+    /// The item; by default `counter`.
     pub item: String,
-    /// The sale it belongs to; a new one begins with every `seckill seed`.
+    /// Its sale; every `seckill seed` begins a new one.
     pub epoch: Uuid,
-    /// Raised whenever the books were reopened; the ledger refuses sales of an older term.
+    /// Fencing term, raised whenever the sale is reopened; the ledger refuses older terms.
     #[serde(default)]
     pub term: u64,
     /// The unit's number within the epoch, from 1.
     pub serial: u64,
     /// Units left after this one.
     pub remaining: u64,
-    /// The attempt that took it (`k:` and the idempotency key), if it had a name.
+    /// The attempt that took it (`k:` and the idempotency key), if named.
     #[serde(default)]
     pub attempt: Option<String>,
     /// Reserved for logins.
     #[serde(default)]
     pub buyer: Option<String>,
-    /// When it was taken, by the clock of the node that took it.
+    /// When it was taken, by the clock of the selling node.
     #[serde(serialize_with = "micros")]
     pub sold_at: Timestamp,
 }
 
 impl Sale {
-    /// The sale as the journal carries it.
+    /// Encodes the sale for the journal.
     ///
     /// # Errors
     /// None in practice: every member has a JSON form.
@@ -52,10 +50,10 @@ impl Sale {
         serde_json::to_vec(self)
     }
 
-    /// Reads what the journal carried.
+    /// Decodes a sale from the journal.
     ///
     /// # Errors
-    /// When it is not JSON, a member is missing or of the wrong type, or the serial is none.
+    /// When it is not JSON, a member is missing or of the wrong type, or the serial is invalid.
     pub fn from_json(bytes: &[u8]) -> serde_json::Result<Self> {
         let sale: Self = serde_json::from_slice(bytes)?;
         if sale.serial == 0 {
@@ -68,7 +66,7 @@ impl Sale {
     }
 }
 
-/// Always six digits of the second, so that text sorts as time does.
+/// Always six fractional digits, so that text order is time order.
 fn micros<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!("{at:.6}"))
 }

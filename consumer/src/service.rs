@@ -1,4 +1,4 @@
-//! How a program runs: its settings, its HTTP server, what ops ask of it.
+//! The runtime of a program: settings, HTTP server, ops endpoints.
 
 pub mod config;
 pub mod ops;

@@ -1,4 +1,4 @@
-//! The embedded world's file: opened only if it is ours, written in turn.
+//! The embedded SQLite file: ownership check, write lock, migrations.
 
 use std::io::Read;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,74 +13,74 @@ use tokio::sync::Mutex;
 
 use crate::service::config::ConfigError;
 
-/// The tables, as they are made in SQLite.
+/// The schema migrations for SQLite.
 static MIGRATIONS: Migrator = sqlx::migrate!("../sql/sqlite");
 
 /// The journal's name in checkpoints.
 pub const TOPIC: &str = "journal";
 
-/// Sales posted at a time: an insert of so many is prepared once. Meanwhile the file's one write
-/// lock is held, some 1 ms, and buyers wait.
+/// Sales per post: an insert of this size is prepared once. The file's only write lock is held meanwhile,
+/// about 1 ms, and buyers wait.
 pub(crate) const BATCH: usize = 100;
 
-/// `SECK`, in the header of every file of ours (`pragma application_id`).
+/// `SECK`, in the header of all our files (`pragma application_id`).
 const APPLICATION_ID: u32 = 0x5345_434b;
 
-/// How long a writer waits for one in another process, which holds the file for milliseconds.
+/// Lock timeout against another process, which holds the file for milliseconds.
 const BUSY_WITHIN: Duration = Duration::from_secs(5);
 
-/// What the write-ahead log keeps of the disk once its pages are in the file. SQLite moves them
-/// there every 4 MiB; a reader that stays long lets it grow, and it would keep that size.
+/// Size limit of the write-ahead log after a checkpoint. SQLite checkpoints every 4 MiB; a long-running
+/// reader lets the log grow, and it would keep that size.
 const WAL_BYTES: &str = "16777216";
 
-/// Where a SQLite file says what it is: a magic, and the application's id.
+/// A SQLite file's header: a magic, and the application id.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const ID_AT: std::ops::Range<usize> = 68..72;
 const HEADER_BYTES: usize = 100;
 
-/// SQLite's two files beside it: what was committed last, and how to find it there.
+/// SQLite's two companion files: the last commits, and their index.
 const BESIDE: [&str; 2] = ["-wal", "-shm"];
 
-/// The file. Clones share the turn.
+/// The file. Clones share the write lock.
 #[derive(Debug, Clone)]
 pub struct SqliteFile {
     path: PathBuf,
     turn: Arc<Mutex<()>>,
-    /// The files that are open, each by its name.
+    /// The open files, each by name.
     open: Arc<OnceLock<Vec<(PathBuf, Identity)>>>,
 }
 
-/// Device and number of a file: its own as long as somebody has it open.
+/// Device and inode of a file: unique while a process has it open.
 type Identity = (u64, u64);
 
-/// How sure a commit is.
+/// The durability of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Synchronous {
-    /// On disk when it returns: for what cannot be made again, the journal.
+    /// On disk when it returns: for data that cannot be restored, the journal.
     Full,
-    /// May be lost with the power, never in part: for what the journal can make again.
+    /// May be lost in a power failure, never in part: for data that the journal can restore.
     Normal,
 }
 
-/// Why the file cannot be used.
+/// Why the file is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// Not the file that was meant: an operator's mistake.
+    /// Not the intended file: an operator's mistake.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// It could not be read or written.
+    /// An I/O error.
     #[error("{0}")]
     Failed(String),
 }
 
 impl SqliteFile {
-    /// Opens the file, and makes it when it is missing or empty and `create` says so.
+    /// Opens the file; with `create`, creates it when missing or empty.
     ///
-    /// A file that is not ours is never written to.
+    /// Never writes to a foreign file.
     ///
     /// # Errors
-    /// When its folder or (without `create`) the file is missing, it is not ours or made by a newer
-    /// version, or it cannot be read or written.
+    /// When its folder or (without `create`) the file is missing, it is foreign or made by a newer version,
+    /// or on an I/O error.
     pub async fn open(path: &Path, create: bool) -> Result<Self, FileError> {
         let name = path.display();
         let folder = match path.parent() {
@@ -108,24 +108,24 @@ impl SqliteFile {
         Ok(file)
     }
 
-    /// Where it is.
+    /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Writers of one process hold this while they write, so that they follow each other at once;
-    /// SQLite's own waiting sleeps.
+    /// Writers of one process hold this lock while they write, to follow each other at once; SQLite's own
+    /// waiting sleeps.
     #[must_use]
     pub fn turn(&self) -> Arc<Mutex<()>> {
         Arc::clone(&self.turn)
     }
 
-    /// Holds on to the files as they are now, while a connection to them is open that has read:
-    /// from then on [`SqliteFile::in_place`] says whether they are still there.
+    /// Remembers the current files while a connection that has read is open: from then on
+    /// [`SqliteFile::in_place`] checks that they are still there.
     ///
     /// # Errors
-    /// When they cannot be looked at.
+    /// When they cannot be inspected.
     pub fn hold(&self) -> std::io::Result<()> {
         let names = ["", BESIDE[0], BESIDE[1]].map(|end| {
             let mut name = self.path.clone().into_os_string();
@@ -138,8 +138,8 @@ impl SqliteFile {
         Ok(())
     }
 
-    /// Whether the files that are open are still those that bear the name: what is written into
-    /// others is gone with the process. A move back mends it.
+    /// Whether the open files still have their names: writes to renamed or deleted files are lost with the
+    /// process. Moving the file back fixes it.
     ///
     /// # Errors
     /// What happened, and what to do.
@@ -163,7 +163,7 @@ impl SqliteFile {
         Ok(())
     }
 
-    /// What a person can do about a file that is not in its place.
+    /// The remedy for a file that is not in its place.
     fn way_out(&self, name: &Path) -> String {
         if name != self.path {
             return "what was sold is in the file itself: start the program again".into();
@@ -181,10 +181,10 @@ impl SqliteFile {
         format!("nothing is sold meanwhile; move the file back, and the sale goes on{saved}")
     }
 
-    /// A connection of its own.
+    /// Opens a connection.
     ///
     /// # Errors
-    /// When the file cannot be opened, or another one stands in its place.
+    /// When the file cannot be opened, or another one is in its place.
     pub async fn connect(&self, synchronous: Synchronous) -> Result<SqliteConnection, sqlx::Error> {
         let synchronous = match synchronous {
             Synchronous::Full => SqliteSynchronous::Full,
@@ -194,7 +194,7 @@ impl SqliteFile {
         self.options().synchronous(synchronous).connect().await
     }
 
-    /// The key that the ids of orders in this file are made with, as 32 hex digits.
+    /// The key for order ids in this file, as 32 hex digits.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -206,8 +206,8 @@ impl SqliteFile {
     }
 
     fn options(&self) -> SqliteConnectOptions {
-        // The journal mode is a property of the file (WAL, set when it was made), and locking is
-        // never exclusive: `status` and `audit` read beside a running service.
+        // The journal mode is a file property (WAL, set at creation), and locking is never exclusive:
+        // `status` and `audit` read beside a running service.
         SqliteConnectOptions::new()
             .filename(&self.path)
             .busy_timeout(BUSY_WITHIN)
@@ -220,8 +220,8 @@ impl SqliteFile {
             |error: sqlx::Error| FileError::Failed(format!("SECKILL_DATA={}: {error}", self.path.display()));
         let mut connection = self.options().create_if_missing(create).connect().await.map_err(failed)?;
         if !migrated(&mut connection).await.map_err(failed)? {
-            // One transaction for all: of several programs that start at once one makes the tables,
-            // and no other finds them half made.
+            // One transaction for all: of several programs that start at once one creates the tables, and no
+            // other sees them incomplete.
             let mut transaction = connection.begin_with("begin immediate").await.map_err(failed)?;
             let id: u32 = sqlx::query_scalar("pragma application_id")
                 .fetch_one(&mut *transaction)
@@ -249,13 +249,13 @@ impl SqliteFile {
             })?;
             transaction.commit().await.map_err(failed)?;
         }
-        // Readers beside a writer; stays with the file.
+        // Readers run beside a writer; persists in the file.
         sqlx::query("pragma journal_mode = wal").execute(&mut connection).await.map_err(failed)?;
         connection.close().await.map_err(failed)
     }
 }
 
-/// Whether the file is ours with every migration applied; writes nothing.
+/// Whether the file is ours with every migration applied; read-only.
 async fn migrated(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
     let id: u32 = sqlx::query_scalar("pragma application_id").fetch_one(&mut *connection).await?;
     let tables: i64 =
@@ -272,7 +272,7 @@ async fn migrated(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error
     for row in &applied {
         known.push((row.try_get::<i64, _>("version")?, row.try_get::<Vec<u8>, _>("checksum")?));
     }
-    // Also not one more: a newer version may have changed what ours means.
+    // Nor one more: a newer version may have changed the meaning of ours.
     Ok(known.len() == MIGRATIONS.iter().count()
         && MIGRATIONS.iter().all(|wanted| {
             known.iter().any(|(version, sum)| *version == wanted.version && **sum == *wanted.checksum)
@@ -289,7 +289,7 @@ enum Found {
     Foreign,
 }
 
-/// Reads the header, without SQLite: it would take a foreign file's journal for its own.
+/// Reads the header without SQLite, which would take a foreign file's journal for its own.
 fn look(path: &Path) -> std::io::Result<Found> {
     let mut header = Vec::new();
     match std::fs::File::open(path) {

@@ -1,4 +1,4 @@
-//! `archive`: sales that are over are put away, with their books as they were closed.
+//! `archive`: drops finished sales from the stock, and keeps their closed books in the ledger.
 
 use consumer::ledger::Closed;
 use uuid::Uuid;
@@ -8,23 +8,22 @@ use crate::journal::progress::Trouble;
 use crate::sale::Item;
 use crate::world::World;
 
-/// What became of an item's sales.
+/// The result for an item's sales.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Archived {
-    /// These were put away.
+    /// These were archived.
     Sales(Vec<Uuid>),
-    /// Nothing was: why.
+    /// None was: why.
     Refused(String),
 }
 
-/// Puts away the earlier sales of an item, and the last one too when the item was taken off sale.
-/// Only what balances, and of which nothing is under way any more.
+/// Archives the earlier sales of an item, and the last one too when the item was taken off sale. Only what
+/// balances and has nothing in flight.
 ///
-/// The stock forgets first: if that is all that happens, the ledger knows them still and `audit`
-/// shows them.
+/// The stock forgets first: if the rest fails, the ledger still has them and `audit` shows them.
 ///
 /// # Errors
-/// What could not be read or written. Once more is safe.
+/// What could not be read or written. Safe to retry.
 pub async fn archive(world: &World, item: &Item) -> Result<Archived, Trouble> {
     let found = audit(world, Some(item)).await?;
     if let Some(reason) = found.reasons.first() {
@@ -42,7 +41,7 @@ pub async fn archive(world: &World, item: &Item) -> Result<Archived, Trouble> {
     let running = books.first().filter(|book| book.on_sale).map(|book| book.epoch);
     let over: Vec<_> = found.items.iter().filter(|finding| Some(finding.epoch) != running).collect();
     let away = world.ledger.archived(Some(item.name())).await?;
-    // Also those that an interrupted call left behind.
+    // Includes those left behind by an interrupted call.
     let earlier: Vec<Uuid> =
         books.iter().map(|book| book.epoch).filter(|epoch| Some(*epoch) != running).collect();
     if earlier.is_empty() && over.is_empty() {

@@ -1,4 +1,4 @@
-//! The check of the books: every unit sold is recorded once, and seeded = left + sold.
+//! Audit of the books: every unit sold is recorded once, and seeded = left + sold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -13,19 +13,19 @@ use crate::sale::Item;
 use crate::stock::{Book, Walk};
 use crate::world::World;
 
-/// What an audit found; its JSON form is a contract.
+/// An audit's result; its JSON form is a contract.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Audit {
-    /// Whether nothing is wrong. Sales on their way are not wrong.
+    /// Whether nothing is wrong. Sales in flight are not wrong.
     pub balanced: bool,
     /// Every sale of every item, the running one first.
     pub items: Vec<Finding>,
     /// Sales whose unit or order is recorded otherwise.
     pub conflicts: u64,
-    /// Messages that could not be read; they do not unbalance the books.
+    /// Dead letters: messages that could not be read; they do not unbalance the books.
     pub dead_letters: u64,
-    /// Sales neither in the ledger nor missing: the ledger has not caught up.
+    /// Sales neither in the ledger nor missing: the ledger lags behind.
     #[serde(skip)]
     pub on_their_way: u64,
     /// What is wrong, in words.
@@ -37,9 +37,9 @@ pub struct Audit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// What was sold.
+    /// The item.
     pub item: String,
-    /// Which sale of it.
+    /// The sale.
     pub epoch: Uuid,
     /// Units ever put on sale.
     pub seeded: u64,
@@ -53,7 +53,7 @@ pub struct Finding {
     pub outbox: u64,
     /// Serials sold and recorded nowhere, the first 1000.
     pub missing: Vec<u64>,
-    /// All of them.
+    /// How many there are in all.
     pub missing_count: u64,
     /// Serials written off by a restore.
     #[serde(skip)]
@@ -62,7 +62,7 @@ pub struct Finding {
     pub doubled: Vec<u64>,
 }
 
-/// What the stock said of one item, before the ledger was asked.
+/// Snapshot of the stock's side of one item, taken before the ledger is read.
 struct Before {
     item: Item,
     books: Vec<Book>,
@@ -70,7 +70,7 @@ struct Before {
     outbox: BTreeMap<Uuid, Runs>,
 }
 
-/// The items that stock or ledger know, those over apart.
+/// The items that stock or ledger know, except archived ones.
 ///
 /// # Errors
 /// What could not be read.
@@ -81,13 +81,13 @@ pub async fn known_items(world: &World) -> Result<BTreeSet<Item>, Trouble> {
     Ok(items)
 }
 
-/// Checks the books of one item, or of all that stock or ledger know.
+/// Audits one item, or all that stock or ledger know.
 ///
-/// Sales move from the outbox to the journal to the ledger, and are looked for in that order:
-/// one that has passed on meanwhile is met again further down.
+/// Sales move from the outbox to the journal to the ledger; reading in that order meets one that has moved on
+/// further down.
 ///
 /// # Errors
-/// What could not be read, so that nothing can be said.
+/// What could not be read, which leaves no result.
 pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, Trouble> {
     let items = match only {
         Some(item) => BTreeSet::from([item.clone()]),
@@ -139,7 +139,7 @@ pub async fn audit(world: &World, only: Option<&Item>) -> Result<Audit, Trouble>
             audit.items.push(finding);
         }
         for (epoch, record) in records.into_iter().filter(|(_, record)| record.highest > 0) {
-            // The stock has forgotten this sale: Redis was emptied. What it sold is recorded.
+            // The stock has lost this sale: Redis was emptied. What it sold is recorded.
             log::warn!("{item}: sale {epoch} is known to the ledger alone, up to serial {}", record.highest);
             let account = world.ledger.account(item.name(), epoch).await?;
             let book = Book {
@@ -223,7 +223,7 @@ impl Audit {
         Ok(finding)
     }
 
-    /// Whether the ledger has serials beyond the book's, read again after the ledger was.
+    /// Whether the ledger has serials beyond those of the book, which is read again after the ledger.
     async fn sold_less(
         &self,
         world: &World,
@@ -237,7 +237,7 @@ impl Audit {
     }
 }
 
-/// Runs in ascending order, without those that lie in others.
+/// Merges overlapping runs, ascending.
 fn merged(mut runs: Runs) -> Runs {
     runs.sort_by_key(|run| *run.start());
     let mut merged = Runs::new();

@@ -1,5 +1,5 @@
-//! Serials that a ledger lacks, found page by page: neither memory nor time depends on how far
-//! apart the serials are, only on how many are recorded.
+//! Serials missing from a ledger, found page by page: memory and time depend only on how many are recorded,
+//! not on how far apart they are.
 
 use std::ops::RangeInclusive;
 
@@ -12,10 +12,10 @@ const PAGE: u32 = 100_000;
 /// Serials in ascending runs that do not touch.
 pub type Runs = Vec<RangeInclusive<u64>>;
 
-/// What was counted of a sale.
+/// The counts of a sale.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Rows, also beyond the serial up to which gaps were looked for.
+    /// Rows, including those beyond the serial up to which gaps are searched.
     pub recorded: u64,
     /// The highest serial recorded, 0 when none.
     pub highest: u64,
@@ -25,7 +25,7 @@ pub struct Count {
     pub missing: u64,
 }
 
-/// The gaps of a sale up to a serial, ascending, some at a time; and what was counted on the way.
+/// Iterates over the gaps of a sale up to a serial, ascending, some at a time, and counts on the way.
 pub struct Gaps<'l> {
     ledger: &'l dyn Ledger,
     item: &'l str,
@@ -37,13 +37,13 @@ pub struct Gaps<'l> {
 }
 
 impl<'l> Gaps<'l> {
-    /// Begins at the first serial.
+    /// Starts at the first serial.
     #[must_use]
     pub fn up_to(ledger: &'l dyn Ledger, item: &'l str, epoch: Uuid, upto: u64) -> Self {
         Self { ledger, item, epoch, upto, after: 0, ended: false, count: Count::default() }
     }
 
-    /// The next gaps; none: that was all.
+    /// The next gaps; `None` at the end.
     ///
     /// # Errors
     /// As the ledger's.
@@ -57,7 +57,7 @@ impl<'l> Gaps<'l> {
         Ok(None)
     }
 
-    /// Goes through to the end.
+    /// Runs to the end.
     ///
     /// # Errors
     /// As the ledger's.
@@ -66,7 +66,7 @@ impl<'l> Gaps<'l> {
         Ok(self.count)
     }
 
-    /// What was counted so far: all of it once there is no next.
+    /// The counts so far: final once there is no next.
     #[must_use]
     pub fn counted(&self) -> Count {
         self.count
@@ -80,7 +80,7 @@ impl<'l> Gaps<'l> {
         self.count.recorded += page.rows;
         self.count.highest = self.count.highest.max(page.last);
         let last = if self.ended { upto } else { page.last.min(upto) };
-        // As many as the numbers they span: none is missing between.
+        // As many rows as the numbers they span: none is missing between.
         if last <= after || (!self.ended && page.rows == page.last - after) {
             return Ok(Runs::new());
         }
@@ -95,13 +95,13 @@ impl<'l> Gaps<'l> {
     }
 }
 
-/// How many numbers there are in runs.
+/// How many numbers the runs contain.
 #[must_use]
 pub fn length(runs: &[RangeInclusive<u64>]) -> u64 {
     runs.iter().map(|run| run.end() - run.start() + 1).sum()
 }
 
-/// What is left of a run without others, which are ascending and do not overlap.
+/// Subtracts others, which are ascending and do not overlap, from a run.
 #[must_use]
 pub fn without(run: RangeInclusive<u64>, others: &[RangeInclusive<u64>]) -> Runs {
     let from = others.partition_point(|other| other.end() < run.start());
@@ -112,7 +112,7 @@ pub fn without(run: RangeInclusive<u64>, others: &[RangeInclusive<u64>]) -> Runs
     )
 }
 
-/// What is after `after` and up to `upto` and in none of these, which are ascending.
+/// What is after `after`, up to `upto`, and in none of these, which are ascending.
 fn between(after: u64, upto: u64, taken: impl Iterator<Item = RangeInclusive<u64>>) -> Runs {
     let mut free = Vec::new();
     let mut next = after.saturating_add(1);

@@ -1,9 +1,8 @@
-//! Recovery after the stock's data may have gone back: why it is not believed, and how a sale is
-//! opened again.
+//! Recovery after a Redis restart or failover: checks a sale's books against the ledger, then reopens it.
 //!
-//! A Redis that was restarted or replaced may have lost its last writes and would sell those
-//! units again. So it sells nothing until ledger and journal are seen to lack nothing of what its
-//! book says. Any node does this by itself; what it finds incomplete waits for `seckill restore`.
+//! A Redis that was restarted or replaced may have lost its last writes and would sell those units again. So
+//! it sells nothing until ledger and journal are proven to lack nothing of its book. Every node does this by
+//! itself; incomplete books wait for `seckill restore`.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,39 +26,39 @@ use crate::world::World;
 /// How often shut sales are looked for.
 const PASS_EVERY: Duration = Duration::from_millis(500);
 
-/// How often the ledger is asked for sales in conflict, and for the newest of each item.
+/// How often the ledger is polled for sales in conflict, and for the newest of each item.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// Of its own trials a node remembers so many: more than it makes while a server is away.
+/// Own trials a node remembers: more than it makes while a server is away.
 const TRIALS_REMEMBERED: usize = 64;
 
-/// What is incomplete is looked at again after this: perhaps somebody mended it.
+/// Incomplete books are checked again after this: they may have been repaired.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
-/// For a till to hear that its sale was opened: ten of its refreshes.
+/// How long a till may take to see its sale open: ten of its refreshes.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why a node shuts a sale that is in conflict.
 const DISPUTED: &str =
     "shut: sales of it are in conflict, so its data went back; see seckill_conflict, and `seckill restore`";
 
-/// Why a node shuts a sale that the ledger knows better.
+/// Why a node shuts a sale that is behind the ledger.
 const BEHIND: &str = "shut: its data went back behind what the ledger has of it";
 
-/// What was found of a sale that was shut.
+/// The result of checking a shut sale.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It was opened just now.
+    /// This call opened it.
     Opened,
     /// It is open; another opened it.
     Open,
-    /// Somebody else has a claim to it.
+    /// Another has a claim to it.
     Theirs(Owner),
     /// The books lack something: why.
     Incomplete(String),
 }
 
-/// Reopens what is shut because the stock's data is not believed.
+/// Reopens sales that are shut because the stock's data is not trusted.
 pub struct Reopener {
     shop: Arc<Shop>,
     world: World,
@@ -70,19 +69,19 @@ pub struct Reopener {
 /// What a node remembers of a sale while it is shut.
 #[derive(Debug, Clone, Default)]
 struct Seen {
-    /// The ids under which this node tried. Every trial has a new one, so that an opening of an
-    /// earlier trial that arrives late opens nothing.
+    /// The ids of this node's trials. Every trial has a new one, so that a late opening of an earlier trial
+    /// opens nothing.
     ours: Vec<String>,
-    /// Who has a claim to it, and since when that is known.
+    /// The claim's owner, and since when it is known.
     owner: Option<(Owner, Instant)>,
-    /// Not to be looked at before.
+    /// Back-off: not checked before this.
     rests_until: Option<Instant>,
-    /// What was said last; once is enough.
+    /// The last message logged, to log it once.
     said: String,
 }
 
 impl Seen {
-    /// Whose claim may be taken over: one of this node's own, or one that stands still.
+    /// The owner whose claim may be taken over: this node's own, or one that stands still.
     fn dead_owner(&self) -> Option<Owner> {
         let (owner, since) = self.owner.as_ref()?;
         let dead = self.ours.contains(&owner.id) || since.elapsed() >= TAKE_OVER_AFTER;
@@ -91,14 +90,14 @@ impl Seen {
 }
 
 impl Reopener {
-    /// Looks after the items of a shop.
+    /// Recovery for the items of a shop.
     #[must_use]
     pub fn new(shop: &Arc<Shop>, world: &World, metrics: &Metrics) -> Arc<Self> {
         let (shop, world, metrics) = (Arc::clone(shop), world.clone(), metrics.clone());
         Arc::new(Self { shop, world, metrics, shut: Mutex::default() })
     }
 
-    /// Passes for ever.
+    /// Runs passes forever.
     pub async fn run(self: Arc<Self>) {
         let watching = Arc::clone(&self);
         let watch = async move {
@@ -120,9 +119,9 @@ impl Reopener {
         tokio::join!(watch, pass);
     }
 
-    /// Takes from the ledger what tills must know: the newest sales, and what contradicts the stock
-    /// though the stock believes itself. A sale of which a unit was sold twice there is in dispute;
-    /// one of which it has the next unit has gone back.
+    /// Tells the tills what the ledger has: the newest sales, and what contradicts a stock that reports no
+    /// doubt. A sale with a unit sold twice in the ledger is disputed; one whose next unit is there already
+    /// has gone back.
     pub async fn watch(&self) {
         let tills = self.shop.tills();
         let ledger = &self.world.ledger;
@@ -131,7 +130,7 @@ impl Reopener {
                 newest.get(till.item().name()).into_iter().for_each(|epoch| till.knows_newest(*epoch));
             }
         }
-        // As they were before the ledger was asked: whatever is opened meanwhile is another term.
+        // Snapshot from before the ledger is read: whatever is opened meanwhile has another term.
         let sales: Vec<_> = tills.iter().filter_map(|till| till.sale().map(|sale| (till, sale))).collect();
         let open: Vec<Standpoint> = sales.iter().map(|(_, sale)| sale.clone()).collect();
         let ahead = ledger.ahead(&open).await.unwrap_or_default();
@@ -145,18 +144,18 @@ impl Reopener {
                     till.trust();
                 }
             }
-            // What the stock says after the ledger was asked must not be what it said before.
+            // Only if the stock, called after the ledger was read, still says the same.
             if ahead.contains(sale) && till.said_since(asked).await.as_ref() == Some(sale) {
                 till.distrust(sale, BEHIND);
             }
         }
     }
 
-    /// Tries once to open everything that is shut, all at a time: each waits for the same things.
+    /// Tries once to open all shut sales, concurrently: each waits for the same things.
     pub async fn pass(self: &Arc<Self>) {
         let mut trials = tokio::task::JoinSet::new();
         let tills = self.shop.tills();
-        // Also while the stock does not answer: what was claimed before is this node's own still.
+        // Kept while the stock does not answer: earlier claims are still this node's own.
         let of_interest = |till: &Arc<Till>| till.is_shut() || till.ready().is_err();
         self.shut().retain(|item, _| tills.iter().any(|till| till.item() == item && of_interest(till)));
         for till in tills {
@@ -186,7 +185,7 @@ impl Reopener {
                 self.shut().remove(item);
                 if verdict == Verdict::Opened {
                     log::info!("{item}: the books are complete, the sale goes on");
-                    // The next pass must not find it shut because nobody here has heard of it yet.
+                    // The next pass must not see the sale as shut through a stale view.
                     let _ = timeout(HEARD_WITHIN, till.said_since(Instant::now())).await;
                 }
                 return;
@@ -215,11 +214,11 @@ impl Reopener {
     }
 }
 
-/// Claims a sale that is not believed, by the stock or (with `doubt`) by this node, and opens it
-/// when nothing of it is missing.
+/// Claims a sale that is not trusted, by the stock or (with `doubt`) by this node, and opens it when nothing
+/// of it is missing.
 ///
 /// # Errors
-/// A server that is needed for it is away, or somebody else came in between; the sale stays shut.
+/// A required server is away, or a concurrent change interfered; the sale stays shut.
 pub async fn reopen(
     world: &World,
     item: &Item,
@@ -235,7 +234,7 @@ pub async fn reopen(
     let claim = if doubt { Claim::Doubt(from) } else { Claim::Reopen(from) };
     let claimed = world.stock.claim(item, id, claim).await?;
     let Some(claimed) = claimed else {
-        // A stock without claims: what is in dispute is for an operator to decide there, too.
+        // A stock without claims: a dispute is for an operator to decide there, too.
         let account = world.ledger.account(item.name(), book.epoch).await?;
         return Ok(match (doubt, account.disputed) {
             (true, sales @ 1..) => Verdict::Incomplete(in_conflict(sales)),
@@ -247,14 +246,14 @@ pub async fn reopen(
     }
     let found = holding(world, item, id, &claimed, examine(world, item, book.epoch, id, &claimed)).await;
     if found != Ok(Verdict::Opened) {
-        // So that the next one, an operator perhaps, need not wait for it to grow old.
+        // So that the next claim, perhaps an operator's, need not wait until this one is stale.
         let _ = world.stock.claim(item, id, Claim::Release).await;
     }
     found
 }
 
-/// Opens a claimed sale if the ledger accounts for every serial of the book and every order of its
-/// outbox, and knows no further serial and no newer sale.
+/// Opens a claimed sale if the ledger accounts for every serial of the book and every order of its outbox,
+/// and has no further serial and no newer sale.
 async fn examine(
     world: &World,
     item: &Item,
@@ -271,7 +270,7 @@ async fn examine(
         return Ok(Verdict::Incomplete(format!("an outbox entry cannot be read: {entry}")));
     }
     if let Some(order) = settled.unrecorded {
-        // A stock put back to before an earlier loss may count right with another sale in it.
+        // A stock reset to before an earlier loss may have the right count with another sale in it.
         return Ok(Verdict::Incomplete(format!("order {order} of its outbox is not recorded")));
     }
     if let Some(newer) = account.newer {

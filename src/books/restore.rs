@@ -1,4 +1,4 @@
-//! `restore`: the stock's books made anew from ledger and journal, when something of them is lost.
+//! `restore`: rebuilds the stock's books from ledger and journal after a loss.
 
 use std::time::Duration;
 
@@ -15,34 +15,34 @@ use crate::sale::times::TAKE_OVER_AFTER;
 use crate::stock::{Anew, Book, Claim, Claimed, Opening, Owner, Walk};
 use crate::world::{Kind, World};
 
-/// Sales looked through at a time for winners, who are handed to the stock: some megabytes.
+/// Sales scanned at a time for winners, which go to the stock: some megabytes.
 const SALES_AT_ONCE: u32 = 10_000;
 
-/// How often it is said how many.
+/// Progress is logged every so many winners.
 const SAID_EVERY: usize = 100_000;
 
-/// How often whoever waits for a claim asks for it.
+/// Poll interval while waiting for a claim.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
-/// What an operator may choose.
+/// An operator's options.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// So many units are left, whatever the books say.
+    /// Units left, whatever the books say.
     pub left: Option<u64>,
-    /// This sale goes on, whatever others are known.
+    /// The sale to continue, whatever others are known.
     pub epoch: Option<Uuid>,
 }
 
 /// What `restore` would do to an item, or did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Restoration {
-    /// The sale is open and its books are believed.
+    /// The sale is open and its books are trusted.
     Unneeded,
-    /// Its books are believed; an operator took it off sale.
+    /// Its books are trusted; an operator took it off sale.
     OffSale,
-    /// Neither stock nor ledger know of a sale.
+    /// Neither stock nor ledger knows a sale.
     Unknown,
-    /// A stock that loses nothing: so many sales in conflict are accepted.
+    /// A stock that loses nothing: this many sales in conflict are accepted.
     Accepted(u64),
     /// Refused: why.
     Refused(String),
@@ -56,20 +56,20 @@ pub enum Restoration {
         void: u64,
         /// Units left.
         left: u64,
-        /// Entries of the outbox that could not be read, and go with it.
+        /// Unreadable outbox entries, which are dropped with it.
         unreadable: Vec<String>,
     },
 }
 
-/// Makes the stock's books anew from ledger and journal. Without `write` it only says what it
-/// would do, as far as can be said while the sale is not shut.
+/// Rebuilds the stock's books from ledger and journal. Without `write`, a dry run, as exact as is possible
+/// while the sale is not shut.
 ///
-/// A sale that is open and believed, and that the ledger does not contradict, is never touched.
+/// Never touches a sale that is open and trusted, and that the ledger does not contradict.
 ///
 /// # Errors
-/// A server is away, or somebody else came in between. Once more is safe.
+/// A server is away, or a concurrent change interfered. Safe to retry.
 pub async fn restore(world: &World, item: &Item, wish: Wish, write: bool) -> Result<Restoration, Trouble> {
-    // What the journal holds and the ledger lacks may be the very sale that was lost.
+    // What the journal has and the ledger lacks may be the very sale that was lost.
     caught_up(world).await?;
     let id = Uuid::now_v7();
     let chosen = match choose(world, item, wish).await? {
@@ -81,7 +81,7 @@ pub async fn restore(world: &World, item: &Item, wish: Wish, write: bool) -> Res
                 && otherwise == Restoration::Unknown
                 && claim(world, item, id, false).await?.is_some()
             {
-                // Somebody claimed what turned out to be nothing, and died.
+                // A process claimed a nonexistent sale, and died.
                 world.stock.claim(item, id, Claim::Drop).await?;
             }
             return Ok(otherwise);
@@ -103,7 +103,7 @@ pub async fn restore(world: &World, item: &Item, wish: Wish, write: bool) -> Res
     }
     let claimed = match claim(world, item, id, chosen.overrule).await? {
         Some(claimed) => claimed,
-        // A stock without claims loses nothing; what is in conflict there is for a person to accept.
+        // A stock without claims loses nothing; conflicts there are for an operator to accept.
         None if chosen.overrule => {
             let account = account(world, item, chosen.epoch).await?;
             let plan = Plan::of(&chosen, &account, wish);
@@ -119,7 +119,7 @@ pub async fn restore(world: &World, item: &Item, wish: Wish, write: bool) -> Res
     done
 }
 
-/// Waits for whoever has the sale now, then has it.
+/// Waits in line for the claim.
 async fn claim(world: &World, item: &Item, id: Uuid, overrule: bool) -> Result<Option<Claimed>, Trouble> {
     let mut waits: Option<(Owner, Instant)> = None;
     loop {
@@ -151,7 +151,7 @@ async fn write_anew(
 ) -> Result<Restoration, Trouble> {
     log::info!("{item}: the sale is shut; waiting until nothing of it is under way");
     let Settled { account, unreadable, .. } = settle(world, item, chosen.epoch, id, claimed).await?;
-    // From here on nothing changes any more, so what was chosen before must still be right.
+    // Nothing changes from here on, so the earlier choice must still hold.
     let chosen = match choose(world, item, wish).await? {
         Ok(now) if now.epoch == chosen.epoch => now,
         Ok(_) => return Err("another sale came to light meanwhile; run it again".into()),
@@ -165,7 +165,7 @@ async fn write_anew(
     }
     let plan = Plan::of(&chosen, &account, wish);
     let (name, epoch) = (item.name(), plan.epoch);
-    // Taken and lost before anybody heard of them: no message, no outbox entry.
+    // Taken and lost before being reported: no message, no outbox entry.
     let mut gaps = Gaps::up_to(&*world.ledger, name, epoch, plan.serial);
     while let Some(runs) = gaps.next().await? {
         world.ledger.void(name, epoch, &runs).await?;
@@ -203,11 +203,11 @@ async fn account(world: &World, item: &Item, epoch: Uuid) -> Result<Account, Tro
     Ok(world.ledger.account(item.name(), epoch).await?)
 }
 
-/// The sale that is to be restored, with its book if there is one.
+/// The sale to restore, with its book if there is one.
 struct Chosen {
     epoch: Uuid,
     book: Option<Book>,
-    /// The stock believes it; the ledger knows better.
+    /// The stock trusts it; the ledger contradicts it.
     overrule: bool,
 }
 
@@ -260,10 +260,9 @@ async fn running(world: &World, item: &Item) -> Result<Option<Book>, Trouble> {
     Ok(books.into_iter().next().filter(|book| !book.epoch.is_nil()))
 }
 
-/// Whether the ledger knows of the sale what the stock, which believes itself, does not; or an
-/// entry of its outbox cannot be read; or units are missing for good, of a log that lost them and
-/// was passed over. The ledger is read first: it is never ahead of a stock
-/// that lost nothing.
+/// Whether the ledger contradicts a stock that reports no doubt; or an outbox entry is unreadable; or units
+/// are missing for good, of a log that lost them and was skipped. The ledger is read first: it is never ahead
+/// of a stock that lost nothing.
 async fn contradicted(world: &World, item: &Item, book: Option<&Book>) -> Result<bool, Trouble> {
     let Some(book) = book else { return Ok(false) };
     let account = account(world, item, book.epoch).await?;
@@ -282,7 +281,7 @@ async fn contradicted(world: &World, item: &Item, book: Option<&Book>) -> Result
     Ok(found.items.iter().any(|found| found.epoch == book.epoch && found.missing_count > 0))
 }
 
-/// The book as it is to be.
+/// The book to write.
 struct Plan {
     epoch: Uuid,
     serial: u64,
@@ -292,7 +291,7 @@ struct Plan {
 impl Plan {
     fn of(chosen: &Chosen, account: &Account, wish: Wish) -> Self {
         let booked = chosen.book.as_ref().map_or(0, |book| book.serial);
-        // A book that is not behind knows what operators did since the last sale; the ledger cannot.
+        // A book that is not behind includes operators' changes since the last sale; the ledger cannot.
         let left = wish.left.unwrap_or(match &chosen.book {
             Some(book) if book.on_sale && book.serial >= account.highest => book.left,
             _ => account.remaining,

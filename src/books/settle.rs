@@ -1,5 +1,5 @@
-//! What reopening and restoring have in common: a claim that is kept while one works, and the
-//! state in which nothing of a shut sale is under way any more.
+//! Shared by reopening and restoring: a claim renewed during work, and the wait until a shut sale has nothing
+//! in flight.
 
 use std::time::Duration;
 
@@ -17,18 +17,18 @@ use crate::world::World;
 /// How long the ledger may stand still while it is behind.
 const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 
-/// How often the ledger is asked whether it has caught up.
+/// Poll interval while the ledger catches up.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// How often the term is raised anew when another raised it at the same time.
+/// Retries of a raise of the term that loses to a concurrent one.
 const RAISES: u32 = 10;
 
 /// Why work on a claimed sale ends early.
 pub const TAKEN: &str = "somebody else took the sale over, or the stock was restarted once more";
 
-/// The state of a sale of which nothing is under way any more.
+/// The state of a sale with nothing in flight.
 pub struct Settled {
-    /// What the ledger has of it, under the term that its sales have from now on.
+    /// The ledger's account of it, under the fencing term of its sales from now on.
     pub account: Account,
     /// An order of the outbox that is not recorded.
     pub unrecorded: Option<Uuid>,
@@ -36,7 +36,7 @@ pub struct Settled {
     pub unreadable: Vec<String>,
 }
 
-/// Does some work, and keeps the claim meanwhile.
+/// Runs some work while renewing the claim.
 ///
 /// # Errors
 /// Those of the work; or the claim is another's.
@@ -50,7 +50,7 @@ pub async fn holding<T>(
     let renewing = async {
         loop {
             sleep(RENEW_EVERY).await;
-            // A server that is away tells nothing; whoever has the claim then is seen at the end.
+            // An unavailable server proves nothing; the end of the work shows who owns the claim.
             if let Ok(None) = world.stock.claim(item, id, Claim::Renew(claimed.life.clone())).await {
                 return;
             }
@@ -62,8 +62,8 @@ pub async fn holding<T>(
     }
 }
 
-/// Waits until nothing of what a shut sale sold is under way any more. The term is raised, so that
-/// what comes late is put aside and what is counted from here on stays true.
+/// Waits until nothing that a shut sale sold is in flight. Raises the fencing term, so that late arrivals are
+/// rejected and counts from here on stay true.
 ///
 /// # Errors
 /// A server is away, or the claim is another's.
@@ -78,7 +78,7 @@ pub async fn settle(
     announce(world, item).await?;
     caught_up(world).await?;
     raise(world, item, epoch, id, claimed).await?;
-    // Whatever was announced is posted by now, or will never be.
+    // Whatever was relayed is posted by now, or will never be.
     let (mut unrecorded, mut unreadable) = (None, Vec::new());
     let mut outbox = Walk::through(&*world.stock, item).await?;
     while let Some(entries) = outbox.next().await? {
@@ -94,8 +94,8 @@ pub async fn settle(
     Ok(Settled { account, unrecorded, unreadable })
 }
 
-/// Appends what stands in the outbox, is not recorded, and can be: a unit that is recorded under
-/// another order was sold by data that had gone back.
+/// Appends what is in the outbox, is not recorded, and can be: a unit recorded under another order was sold
+/// by data that had gone back.
 async fn announce(world: &World, item: &Item) -> Result<(), Trouble> {
     let mut outbox = Walk::through(&*world.stock, item).await?;
     while let Some(entries) = outbox.next().await? {
@@ -135,8 +135,8 @@ pub async fn recorded(ledger: &dyn Ledger, batch: &Batch) -> Result<Vec<Option<U
     Ok(orders)
 }
 
-/// Raises the sale's term. Another may raise it at the same time; but as long as the claim is seen
-/// to stand *after* the term was read, nobody has opened the sale under that term.
+/// Raises the sale's term by compare-and-set. Another may raise it concurrently; but while the claim is seen
+/// to hold *after* the term was read, the sale has not been opened under that term.
 async fn raise(world: &World, item: &Item, epoch: Uuid, id: Uuid, claimed: &Claimed) -> Result<(), Trouble> {
     for _ in 0..RAISES {
         let account = world.ledger.account(item.name(), epoch).await?;
@@ -150,7 +150,7 @@ async fn raise(world: &World, item: &Item, epoch: Uuid, id: Uuid, claimed: &Clai
     Err("the sale's term is raised again and again by others".into())
 }
 
-/// Waits until the ledger has all that is in the journal now, for as long as it moves.
+/// Waits until the ledger has all that is in the journal now, for as long as it progresses.
 ///
 /// # Errors
 /// A server is away, the journal contradicts the ledger, or the ledger stands still.

@@ -1,4 +1,4 @@
-//! The words of every answer: its code, its status, its sentence in two languages.
+//! Vocabulary of all answers: code, status, and message in two languages.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderValue};
@@ -26,11 +26,11 @@ pub(super) enum Code {
     CrossSite,
 }
 
-/// What a page or load plan should wait before it tries again, in seconds.
+/// How long a page or load plan should wait before a retry, in seconds.
 const RETRY_AFTER_S: &str = "1";
 
 impl Code {
-    /// As it stands in answers and metrics.
+    /// The name in answers and metrics.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Success => "success",
@@ -106,7 +106,7 @@ impl Language {
     /// The client's preferred one of the two; Chinese without any preference.
     pub(super) fn of(request: &impl HttpMessage) -> Self {
         let Some(accepted) = request.headers().get(header::ACCEPT_LANGUAGE) else { return Self::Zh };
-        // Most browsers name the one they like best first, without a weight.
+        // Most browsers put their first choice first, without a weight.
         let first = accepted.as_bytes().split(|byte| *byte == b',').next().unwrap_or_default();
         match first {
             _ if first.contains(&b';') => {}
@@ -117,8 +117,8 @@ impl Language {
         Self::by_weight(&accepted.to_str().unwrap_or_default().to_ascii_lowercase())
     }
 
-    /// By the weights (RFC 9110, 12.4.2): the heavier of the two, and never one of weight 0, if the
-    /// other may be.
+    /// By the weights (RFC 9110, 12.4.2): the heavier of the two, and never one of weight 0, if the other may
+    /// be.
     fn by_weight(accepted: &str) -> Self {
         let (mut zh, mut en, mut any) = (None, None, None);
         for (place, range) in accepted.split(',').enumerate() {
@@ -131,7 +131,7 @@ impl Language {
                 Some("*") => &mut any,
                 _ => continue,
             };
-            // Of two that weigh the same, the first.
+            // On equal weights, the first.
             if known.is_none_or(|(heaviest, _)| weight > heaviest) {
                 *known = Some((weight, std::cmp::Reverse(place)));
             }
@@ -145,7 +145,7 @@ impl Language {
     }
 }
 
-/// What was not valid, or could not be done (RFC 9457).
+/// Why a request was not valid, or could not be served (RFC 9457).
 #[derive(Serialize, ToSchema)]
 pub(super) struct Problem<'d> {
     #[serde(rename = "type")]
@@ -166,7 +166,7 @@ pub(super) struct Problem<'d> {
     detail: Option<&'d str>,
 }
 
-/// An attempt that was not valid, or could not be made.
+/// A problem answer: the attempt was not valid, or could not be made.
 pub(super) fn problem(request: &impl HttpMessage, code: Code, detail: Option<&str>) -> HttpResponse {
     let mut answer = head(code.status(), "application/problem+json; charset=utf-8", NO_STORE);
     if matches!(code, Code::Busy | Code::Unavailable) {
@@ -188,7 +188,7 @@ pub(super) fn words(language: Language, code: Code, detail: Option<&str>) -> Str
     serde_json::to_string(&problem).unwrap_or_default()
 }
 
-/// The head of an answer: what it is, and nothing else, and who may keep it.
+/// Headers of an answer: its type, `nosniff`, and its caching.
 pub(super) fn head(status: StatusCode, kind: &'static str, keep: &'static str) -> HttpResponseBuilder {
     let mut answer = HttpResponse::build(status);
     answer
@@ -198,7 +198,7 @@ pub(super) fn head(status: StatusCode, kind: &'static str, keep: &'static str) -
     answer
 }
 
-/// What is one buyer's is kept by nobody.
+/// Answers to one client are not cached.
 pub(super) const NO_STORE: &str = "no-store";
 
 /// The type of every answer that is no refusal.

@@ -11,18 +11,18 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::answer::{Code, JSON, Language, NO_STORE, head, problem};
-use super::origin::{ELSEWHERE, from_elsewhere};
+use super::origin::{ELSEWHERE, SEC_FETCH_SITE, from_elsewhere};
 use super::{Front, Query};
 use crate::sale::{Item, Purchase};
 use crate::selling::desk::Desk;
 use crate::selling::gate::Gate;
 
-/// An attempt's name: as long as a UUID and some more, so that it is cheap to keep.
+/// Longest attempt name: a UUID and some more, so that it is cheap to keep.
 const MAX_KEY: usize = 64;
 
 static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// What came of an attempt to buy.
+/// The outcome of an attempt to buy.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Attempt)]
 pub(super) struct Body {
@@ -30,21 +30,21 @@ pub(super) struct Body {
     code: &'static str,
     /// For people.
     messages: String,
-    /// What was left after it.
+    /// Units left after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     num: Option<u64>,
-    /// The buyer's for good, once it is a success.
+    /// Once a success, the buyer's for good.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     order: Option<Uuid>,
-    /// The sale it is from, which may be a later one than the page knows.
+    /// Its sale, which may be a later one than the page knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     epoch: Option<Uuid>,
 }
 
-/// What all but a few hear in the busiest second, written once.
+/// The most frequent answer of the busiest second, serialized once.
 static SOLD_OUT_ZH: LazyLock<Bytes> = LazyLock::new(|| sold_out_body(Language::Zh));
 static SOLD_OUT_EN: LazyLock<Bytes> = LazyLock::new(|| sold_out_body(Language::En));
 
@@ -68,15 +68,14 @@ fn sold_out(language: Language) -> HttpResponse {
     head(Code::SoldOut.status(), JSON, NO_STORE).body(Bytes::clone(body))
 }
 
-/// Sold out, for who has no key; a winner may have one.
+/// Sold out, for an attempt without a key; one with a key may be a winner's.
 pub(super) fn sold_out_already(
     request: &impl HttpMessage,
     front: &Front,
     item: &Item,
 ) -> Option<HttpResponse> {
     let headers = request.headers();
-    let anonymous = !headers.contains_key(&IDEMPOTENCY_KEY) && !from_elsewhere(headers, &front.origins);
-    let till = front.shop.at_hand(item).filter(|_| anonymous)?;
+    let till = front.shop.at_hand(item).filter(|_| is_anonymous(headers))?;
     if till.gate() != Gate::Shut(Purchase::SoldOut) {
         return None;
     }
@@ -111,15 +110,18 @@ async fn attempt(
     front: &Front,
     desk: &Desk,
 ) -> (Code, HttpResponse) {
+    let headers = request.headers();
+    let anonymous = is_anonymous(headers);
     let malformed = |why: &str| (Code::BadRequest, problem(request, Code::BadRequest, Some(why)));
-    if from_elsewhere(request.headers(), &front.origins) {
+    if !anonymous && from_elsewhere(headers, &front.origins) {
         return (Code::CrossSite, problem(request, Code::CrossSite, Some(ELSEWHERE)));
     }
     let item = match item {
         Ok(item) => item,
         Err(why) => return malformed(&why),
     };
-    let key = match idempotency_key(request.headers()) {
+    let key = if anonymous { Ok(None) } else { idempotency_key(headers) };
+    let key = match key {
         Ok(key) => key,
         Err(why) => return malformed(why),
     };
@@ -143,10 +145,15 @@ async fn attempt(
     let messages = code.message(language, num.unwrap_or(0));
     let mut answer = head(code.status(), JSON, NO_STORE);
     if let (Code::Pending, Some(order)) = (code, order) {
-        // From where it was asked, whatever path leads here.
+        // Relative to the request, whatever path leads here.
         answer.insert_header((header::LOCATION, format!("orders/{order}")));
     }
     (code, answer.json(Body { code: code.name(), messages, num, order, epoch }))
+}
+
+/// Whether an attempt carries neither a key nor its page's origin, like a program's.
+fn is_anonymous(headers: &HeaderMap) -> bool {
+    !headers.keys().any(|name| [&IDEMPOTENCY_KEY, &header::ORIGIN, &SEC_FETCH_SITE].contains(&name))
 }
 
 /// The attempt's name, if it has one.

@@ -1,5 +1,5 @@
-//! What a client can ask and what it hears, as OpenAPI 3.1. Ops serve it at `/openapi.json`; tests hold the
-//! README's tables and the running program against it.
+//! OpenAPI 3.1 contract of requests and answers. Ops serve it at `/openapi.json`; tests check the README's
+//! tables and the running program against it.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +17,10 @@ use super::answer::{Code, Language, Problem};
 use super::{BUY, COUNT, NOW, ORDER, PAGE, buy, count, order};
 use crate::sale::State;
 
-/// Any request may hear these.
+/// Answers possible for any request.
 const LIMITS: [Code; 4] = [Code::BadRequest, Code::TooSlow, Code::BodyTooLarge, Code::HeadTooLarge];
 
-/// The document, for a node whose buyers' listener is at `url`.
+/// The document, for a node whose client listener is at `url`.
 #[must_use]
 pub fn contract(url: &str) -> OpenApi {
     let buy = with_answers::<buy::Body>(
@@ -89,7 +89,7 @@ fn operation(name: &str, summary: &str) -> OperationBuilder {
     OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)).parameter(language())
 }
 
-/// What can be read answers `HEAD`, too.
+/// GET paths answer `HEAD`, too.
 fn readable(get: OperationBuilder) -> PathItem {
     let get = get.build();
     let mut head = get.clone();
@@ -140,7 +140,7 @@ fn by_status(codes: &[Code]) -> BTreeMap<String, Vec<Code>> {
     statuses
 }
 
-/// An answer, described by the sentences that people read.
+/// An answer, described by its messages.
 fn response<Body: ToSchema>(kind: &str, codes: &[Code]) -> ResponseBuilder {
     let sentences: Vec<String> =
         codes.iter().map(|code| format!("`{}`: {}", code.name(), code.message(Language::En, 0))).collect();

@@ -1,4 +1,4 @@
-//! `GET /seckill/getCount`: what is left, and what a buyer could expect now; and `GET /seckill/now`.
+//! `GET /seckill/getCount`: units left and the sale's state; and `GET /seckill/now`.
 
 use std::cell::RefCell;
 
@@ -17,7 +17,7 @@ use crate::sale::{Item, State, View};
 /// How often a page should poll, in milliseconds.
 const NEXT_POLL_MS: u64 = 1000;
 
-/// What is left, and what a buyer could expect now. Times are Unix milliseconds.
+/// What is left, and what an attempt would get now. Times are Unix milliseconds.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Count)]
@@ -36,7 +36,7 @@ pub(super) struct Body {
     #[schema(required)]
     closes_at: Option<i64>,
     now: i64,
-    /// How long to wait before the next question.
+    /// How long to wait before the next poll.
     next_poll_ms: u64,
 }
 
@@ -63,11 +63,11 @@ pub(super) fn at_the_door(front: &Front, item: &Item) -> Option<HttpResponse> {
 }
 
 thread_local! {
-    /// The last body, for who asks in the same millisecond.
+    /// The last body, reused within the same millisecond.
     static LAST: RefCell<Option<(View, i64, Bytes)>> = const { RefCell::new(None) };
 }
 
-/// The time, kept by nobody: a kept answer's `now` is from before.
+/// The time, never cached: a cached `now` is stale.
 pub(super) fn now() -> HttpResponse {
     head(StatusCode::OK, JSON, NO_STORE).json(Now { now: now_ms() })
 }

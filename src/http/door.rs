@@ -1,17 +1,16 @@
-//! What thousands ask in the same second is answered at the door: an attempt to buy, what is left,
-//! the page. Whatever else is asked, or asked in an unusual way, goes on into the application,
-//! which answers these just the same.
+//! Fast path: answers an attempt to buy, what is left, and the page without the application, since thousands
+//! ask in the same second. Everything else, or an unusual form of these, goes on to the application, which
+//! answers them just the same.
 
 use actix_http::{HttpMessage, Request};
 use actix_web::HttpResponse;
 use actix_web::http::Method;
-use actix_web::http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use consumer::service::web::fits;
+use consumer::service::web::is_plain;
 
 use super::{BUY, COUNT, NOW, Worker, buy, count, page};
 use crate::sale::Item;
 
-/// How a request is answered at the door.
+/// How the fast path answers a request.
 pub(super) enum Way {
     /// At once.
     Answered(HttpResponse),
@@ -19,16 +18,15 @@ pub(super) enum Way {
     Buy(Item),
 }
 
-/// `None` for what goes on into the application.
+/// `None` for what goes on to the application.
 pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
     let (headers, uri) = (request.headers(), request.uri());
-    let no_body = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0");
-    if !no_body || headers.contains_key(TRANSFER_ENCODING) || !fits(headers, uri) {
+    if !is_plain(headers, uri) {
         return None;
     }
     let item = || match uri.query() {
         None => Some(Item::default()),
-        // A name that has to be decoded is none.
+        // A name that needs decoding is none.
         Some(query) => query.strip_prefix("item=")?.parse::<Item>().ok(),
     };
     match (request.method(), uri.path()) {

@@ -1,4 +1,4 @@
-//! `GET /seckill/orders/{order}`: what became of an order.
+//! `GET /seckill/orders/{order}`: an order's status.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -10,7 +10,7 @@ use super::Front;
 use super::answer::{Code, JSON, NO_STORE, head, problem};
 use crate::sale::OrderStatus;
 
-/// What became of an order.
+/// An order's status.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Order)]
 pub(super) struct Body {

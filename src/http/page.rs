@@ -1,4 +1,4 @@
-//! `GET /`: the page, from the binary itself.
+//! `GET /`: the page, served from the binary itself.
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::answer::head;
 
-/// A file, and where it is found.
+/// A file and its path.
 struct File {
     path: &'static str,
     kind: &'static str,
@@ -17,7 +17,7 @@ struct File {
     brotli: Form,
 }
 
-/// One form of a file. Each has a tag of its own, since a tag stands for these very bytes.
+/// One encoding of a file. Each has its own entity tag, which names these very bytes.
 struct Form {
     tag: &'static str,
     bytes: &'static [u8],
@@ -29,8 +29,7 @@ static FILES: [File; 13] = include!(concat!(env!("OUT_DIR"), "/files.rs"));
 /// Nothing from elsewhere, nothing inline, in no frame.
 const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// A file whose name lasts as long as its content is kept for a year; of any other the browser asks
-/// whether it is still the same.
+/// A file whose name changes with its content is cached for a year; any other is revalidated.
 const A_YEAR: &str = "public, max-age=31536000, immutable";
 const ASK: &str = "no-cache";
 
@@ -45,8 +44,8 @@ pub(super) fn at_the_door(headers: &HeaderMap, path: &str) -> Option<HttpRespons
     FILES.iter().find(|file| file.path == path).map(|file| answer(headers, file))
 }
 
-/// A file under a name that another version of this program gave it: while nodes are replaced one by one,
-/// a page comes from one and its files from another. They get ours, which is not kept under that name.
+/// A file under another version's name: in a rolling update a page comes from one node and its files from
+/// another. It is answered with ours, not cached under that name.
 pub(super) fn of_another_version(headers: &HeaderMap, path: &str) -> Option<HttpResponse> {
     let (stem, rest) = path.split_once('.')?;
     let (hash, extension) = rest.split_once('.')?;
@@ -82,7 +81,7 @@ fn answer(headers: &HeaderMap, file: &'static File) -> HttpResponse {
     answer.body(form.bytes)
 }
 
-/// Whether a client unpacks this.
+/// Whether a client accepts this encoding.
 fn takes(headers: &HeaderMap, packed: &str) -> bool {
     listed(headers, &header::ACCEPT_ENCODING).any(|one| {
         let (name, weight) = one.split_once(';').unwrap_or((one, ""));
@@ -91,7 +90,7 @@ fn takes(headers: &HeaderMap, packed: &str) -> bool {
     })
 }
 
-/// The members of a list that may be spread over several lines.
+/// The members of a list header that may be spread over several lines.
 fn listed<'h>(headers: &'h HeaderMap, name: &'h HeaderName) -> impl Iterator<Item = &'h str> {
     headers
         .get_all(name)

@@ -1,4 +1,4 @@
-//! The journal in Kafka: an idempotent producer, acknowledged by all in-sync replicas.
+//! Kafka journal: an idempotent producer, acknowledged by all in-sync replicas.
 
 mod health;
 mod look;
@@ -22,62 +22,62 @@ use crate::sale::times::DELIVERY_DEADLINE;
 use health::{Acknowledger, Health, Locked, Pace, Slip};
 use look::Look;
 
-/// How often Kafka is asked whether it is back.
+/// How often Kafka is probed while it is away.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
-/// How long it may think about that.
+/// Timeout of a probe.
 const PROBE_WITHIN: Duration = Duration::from_secs(1);
-/// What was refused is offered again so often: the sale goes on within seconds after it was mended,
-/// and the broker's log gains a line a second from each node meanwhile.
+/// Retry interval of a failed sale: selling resumes within seconds after Kafka recovers, and the broker's log
+/// gains a line a second from each node meanwhile.
 const OFFER_EVERY: Duration = Duration::from_secs(1);
-/// Partitions that were added are used after this.
+/// Added partitions are used after this.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// Sales in the producer's queue: what half a minute's outage of a fast sale leaves there is
-/// bounded by `STALLED_AFTER`; beyond this a sale stays in the outbox.
+/// Sales in the producer's queue: `STALLED_AFTER` bounds what half a minute's outage of a fast sale leaves
+/// there; beyond this a sale stays in the outbox.
 const QUEUE_SALES: &str = "100000";
 
 type Producer = ThreadedProducer<Acknowledger>;
 
-/// The producing end of a topic.
+/// The producer of a topic.
 pub struct KafkaJournal {
     settings: Settings,
     config: ClientConfig,
     producer: RwLock<Arc<Producer>>,
     health: Arc<Health>,
-    /// Appended so far.
+    /// Batches appended so far.
     batches: AtomicU32,
-    /// Made when first asked: most nodes never are. Made anew after an error.
+    /// Created on first use, which most nodes never have; recreated after an error.
     watermarks: Mutex<Option<Watermarks>>,
 }
 
-/// What the watch remembers from one look to the next.
+/// The watch's state between probes.
 #[derive(Default)]
 struct Watched {
-    /// Since when Kafka cannot be found.
+    /// Since when Kafka cannot be reached.
     away: Option<Instant>,
-    /// When the topic was last looked at.
+    /// When the topic's metadata was last read.
     looked: Option<Instant>,
-    /// What was offered last, and when.
+    /// The last retry, and when it was sent.
     offered: Option<(Arc<Receipt>, Instant)>,
 }
 
 impl KafkaJournal {
-    /// Prepares a producer; connects in the background.
+    /// Creates a producer; it connects in the background.
     ///
     /// # Errors
     /// When a setting cannot be used.
     pub fn new(settings: &Settings) -> Result<Self, String> {
         let mut config = client::client(settings).map_err(|error| error.to_string())?;
-        // No sale twice in the log for a retry of the client's own.
+        // The client's own retries put no sale into the log twice.
         config.set("enable.idempotence", "true");
         // Acknowledged means: by every in-sync replica.
         config.set("acks", "all");
-        // After it a sale counts as unknown and the outbox announces it again.
+        // After this timeout a sale counts as unknown and the outbox relay appends it again.
         config.set("message.timeout.ms", DELIVERY_DEADLINE.as_millis().to_string());
-        // The till has batched already; a moment still joins the partitions' requests.
+        // The till has batched already; a short linger still joins the partitions' requests.
         config.set("linger.ms", "0.2");
         config.set("queue.buffering.max.messages", QUEUE_SALES);
         config.set("queue.buffering.max.kbytes", "65536");
-        // A sale goes on within seconds after the broker is back.
+        // Selling resumes within seconds after the broker is back.
         config.set("reconnect.backoff.max.ms", "1000");
         config.set("retry.backoff.max.ms", "1000");
         config.set("socket.nagle.disable", "true");
@@ -104,8 +104,8 @@ impl KafkaJournal {
         })
     }
 
-    /// Makes the topic when it is missing, and finds out whether Kafka is there and takes what it is
-    /// given, for ever.
+    /// Creates the topic when it is missing, and watches whether Kafka is reachable and accepts sales,
+    /// forever.
     pub async fn watch(self: Arc<Self>) {
         let mut said: Option<String> = Some(String::new());
         let mut ticks = tokio::time::interval(PROBE_EVERY);
@@ -117,9 +117,9 @@ impl KafkaJournal {
             if probed.is_ok() || !self.health.topic.load(Ordering::Acquire) {
                 watched.away = None;
             } else if watched.away.get_or_insert_with(Instant::now).elapsed() > DELIVERY_DEADLINE {
-                // What it has is given up with it. A client that was told by a broker just back that
-                // there are no brokers may never look for one again (librdkafka 2.12); another
-                // begins at the addresses, and does no harm where it is Kafka itself that is away.
+                // Drops the producer with its queue. A client told by a restarting broker that there are no
+                // brokers may never look for one again (librdkafka 2.12); a new one starts from the bootstrap
+                // addresses, and does no harm if Kafka itself is away.
                 watched.away = None;
                 log::debug!("the producer has not found Kafka for long and is replaced");
                 self.replace();
@@ -138,7 +138,7 @@ impl KafkaJournal {
         }
     }
 
-    /// Asks Kafka, unless all is well without asking. Says why it is away where it can be read.
+    /// Probes Kafka, unless known to be well. Reports why it is away to the health state.
     async fn probe(&self, watched: &mut Watched) -> Result<(), ()> {
         let health = &self.health;
         let away = |why: String| {
@@ -168,19 +168,19 @@ impl KafkaJournal {
                 health.note_short(short);
                 Ok(())
             }
-            // Somebody deleted the topic.
+            // The topic was deleted.
             Ok(Look::Missing) => {
                 health.topic.store(false, Ordering::Release);
                 away(format!("topic {} is missing", self.settings.kafka_topic))
             }
             Ok(Look::Unusable(why)) => away(why),
-            // What it acknowledges is worth more than that this was slow.
+            // Recent acknowledgements count for more than one slow probe.
             Err(_) if well => Ok(()),
             Err(why) => away(format!("kafka is away: {why}")),
         }
     }
 
-    /// Offers what was refused once more.
+    /// Retries the failed sale.
     fn offer(&self, watched: &mut Watched) {
         let Some(refused) = self.health.refused.locked().clone() else {
             watched.offered = None;
@@ -206,14 +206,14 @@ impl KafkaJournal {
         record.partition = partition;
         if let Err((error, record)) = producer.send(record) {
             match error.rdkafka_error_code() {
-                // Ours, and it passes.
+                // Local back-pressure; it passes.
                 Some(RDKafkaErrorCode::QueueFull) => {}
-                // An entry that somebody wrote by hand; no other sale is to wait for it.
+                // An entry written by hand; no other sale may wait for it.
                 Some(RDKafkaErrorCode::MessageSizeTooLarge) => log::error!(
                     "order {} of the outbox is larger than any message may be, and stays there",
                     String::from_utf8_lossy(key)
                 ),
-                // Somebody made the topic anew with fewer: look again.
+                // The topic was recreated with fewer partitions: read its metadata again.
                 Some(RDKafkaErrorCode::UnknownPartition) => {
                     self.health.is_away(format!("partition {partition:?} is not known"));
                 }
@@ -224,8 +224,7 @@ impl KafkaJournal {
         }
     }
 
-    /// One partition for a batch, another for the next: a request of few large pieces costs the
-    /// broker less than one of many small ones.
+    /// Round robin by batch: a request of few large pieces costs the broker less than one of many small ones.
     fn next_partition(&self) -> Option<i32> {
         match self.health.partitions.load(Ordering::Acquire) {
             0 => None,
@@ -233,8 +232,7 @@ impl KafkaJournal {
         }
     }
 
-    /// The producer to use now; one that failed for good is replaced. What it had open stays in
-    /// the outbox.
+    /// The current producer; replaced after a fatal error. What it had in flight stays in the outbox.
     fn producer(&self) -> Arc<Producer> {
         let producer = self.current();
         let Some((_, reason)) = producer.client().fatal_error() else { return producer };
@@ -244,13 +242,13 @@ impl KafkaJournal {
         self.current()
     }
 
-    /// Puts a new producer in the place of the one there was.
+    /// Replaces the producer.
     fn replace(&self) {
         match make(&self.config, &self.health) {
             Ok(producer) => {
                 let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
                 let old = std::mem::replace(&mut *current, Arc::new(producer));
-                // It waits for its threads, which may wait for a network that is away.
+                // The drop joins its threads, which may be blocked on an unreachable network.
                 std::thread::spawn(move || drop(old));
             }
             Err(error) => log::error!("no new producer: {error}"),
@@ -261,7 +259,7 @@ impl KafkaJournal {
         Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The one client of this process that asks how far the topic reaches.
+    /// This process' only client that reads the topic's watermarks.
     fn watermarks(&self) -> Result<Watermarks, String> {
         let mut kept = self.watermarks.locked();
         match &*kept {
@@ -414,7 +412,7 @@ mod tests {
         keeps_the_contract(&*journal, &batch(3)).await;
     }
 
-    /// What is refused at once is offered again, and nothing else is taken until it is accepted.
+    /// What fails at once is retried, and nothing else is taken until it is accepted.
     #[tokio::test]
     async fn after_a_refusal_nothing_is_taken_until_a_sale_is_acknowledged() {
         let (cluster, journal) = mock().await;
@@ -435,8 +433,8 @@ mod tests {
         keeps_the_contract(&*journal, &batch(3)).await;
     }
 
-    /// Too few replicas in sync: librdkafka tries again until its deadline, and the sale must not open
-    /// each time that this is over.
+    /// Too few in-sync replicas: librdkafka retries until its deadline, and the sale must not open each time
+    /// that ends.
     #[tokio::test]
     async fn what_times_out_was_refused_as_well() {
         let (cluster, journal) = mock().await;
@@ -455,11 +453,11 @@ mod tests {
         keeps_the_contract(&*journal, &batch(3)).await;
     }
 
-    /// What a producer that was replaced had under way is not waited for.
+    /// What a replaced producer had in flight is not waited for.
     #[tokio::test]
     async fn a_lost_notice_leaves_the_journal_ready() {
         let (_cluster, journal) = mock().await;
-        // As if a notice of the former producer's never came.
+        // As if the former producer's delivery report never came.
         journal.current().client().context().pace.begin();
         reaches(&journal, false).await;
         journal.replace();
@@ -467,13 +465,13 @@ mod tests {
         keeps_the_contract(&*journal, &batch(3)).await;
     }
 
-    /// Without an acknowledgement for a while nothing more is taken; with one it goes on.
+    /// Without an acknowledgement for a while nothing more is taken; with one it resumes.
     #[tokio::test]
     async fn a_broker_that_is_away_is_noticed_and_found_again() {
         found_again_after(Duration::ZERO).await;
     }
 
-    /// So long that the producer was replaced.
+    /// Long enough that the producer was replaced.
     #[tokio::test]
     async fn a_broker_that_was_away_for_long_is_found_again() {
         found_again_after(DELIVERY_DEADLINE + Duration::from_secs(5)).await;

@@ -1,4 +1,4 @@
-//! How far the ledger is behind the journal: one question, one meaning.
+//! The ledger's lag behind the journal, defined once.
 
 use consumer::ledger::{Ledger, LedgerError};
 use consumer::progress::{Contradiction, behind};
@@ -16,13 +16,13 @@ pub async fn recorded_all(journal: &dyn Journal, ledger: &dyn Ledger) -> Result<
     Ok(behind(journal.topic(), &before, &extents, &after)? == 0)
 }
 
-/// Why it cannot go on, in words: which server is away, or who came in between.
+/// Why an operation cannot proceed: which server is away, or which concurrent change interfered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
-    /// It may pass.
+    /// Transient.
     #[error("{0}")]
     Passing(String),
-    /// It does not: the journal is not the one that was recorded, or not all of it.
+    /// Permanent: the journal is not the one that was recorded, or not all of it.
     #[error(transparent)]
     Contradiction(#[from] Contradiction),
 }

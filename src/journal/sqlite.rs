@@ -1,4 +1,4 @@
-//! The journal as a table in the embedded world's file: sales, and the seeds between them.
+//! SQLite journal: a table in the embedded world's file, with sales and the seeds between them.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -21,27 +21,27 @@ use crate::sale::Batch;
 /// The topic's name in checkpoints and rows.
 pub use consumer::sqlite::TOPIC;
 
-/// Rows read at a time when the stock is rebuilt: bounds memory. A text of megabytes costs SQLite
-/// twice the time.
+/// Rows read at a time when the stock is rebuilt: bounds memory. A text of megabytes costs SQLite twice the
+/// time.
 const READ_AT_ONCE: i64 = 2_000;
 
-/// Stands between two rows in one text: JSON has this character nowhere, not even in a string.
+/// Separates rows in one text: this character never occurs in JSON, not even in a string.
 const BETWEEN: char = '\u{1e}';
 
-/// Whether this sale was begun before: asked of the seeds alone, while buyers wait.
+/// Whether this sale was seeded before: a query on the seeds alone, while attempts wait.
 const BEGUN: &str = "select 1 from journal where kind = 'seed' and ? = 0 and value -> '$.epoch' = ? \
      and value -> '$.add' = 'false' limit 1";
 
-/// Rows of the journal that follow each other, as one text: at least one.
+/// Consecutive rows of the journal, as one text: at least one.
 #[derive(Debug)]
 pub(crate) struct Rows {
-    /// The last one's offset.
+    /// The offset of the last row.
     pub(crate) last: i64,
     text: String,
 }
 
 impl Rows {
-    /// Each row's offset and what it says; an error when it is none of ours.
+    /// Each row's offset and entry; an error for a foreign row.
     pub(crate) fn entries(&self) -> impl Iterator<Item = Result<(i64, Entry<'_>), String>> {
         self.text.split(BETWEEN).map(entry)
     }
@@ -78,7 +78,7 @@ impl From<Sale> for Sold<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Seed {
-    /// Of what.
+    /// The item.
     pub item: String,
     /// The sale that begins, or, with `add`, the running one.
     pub epoch: Uuid,
@@ -93,13 +93,13 @@ pub struct Seed {
 /// Why rows were not written.
 #[derive(Debug)]
 pub enum WriteError {
-    /// Somebody else wrote at this offset first: nothing was written.
+    /// Another process wrote at this offset first: nothing was written.
     Overtaken,
-    /// The file could not be written; whether it was, the file itself will tell.
+    /// The write failed; the file itself shows whether it took effect.
     Failed(String),
 }
 
-/// The file's journal, with two connections: one that writes and one that reads.
+/// The file's journal, with two connections: one writes, one reads.
 pub struct SqliteJournal {
     file: SqliteFile,
     writer: Mutex<Option<SqliteConnection>>,
@@ -113,11 +113,11 @@ impl SqliteJournal {
         Self { file, writer: Mutex::default(), reader: Mutex::default() }
     }
 
-    /// What follows from `from` on, by offset, up to `READ_AT_ONCE` rows; none: that was all.
+    /// The rows from offset `from` on, up to `READ_AT_ONCE`; `None` at the end.
     pub(crate) async fn read(&self, from: i64) -> Result<Option<Rows>, String> {
         let mut held = self.reader.lock().await;
         let connection = self.connected(&mut held, Synchronous::Normal).await?;
-        // One text: sqlx takes longer to hand over a row than SQLite to read it.
+        // One text: sqlx takes longer to return a row than SQLite to read it.
         let (last, text): (Option<i64>, Option<String>) = sqlx::query_as(
             r#"select max("offset"), group_concat("offset" || kind || value, char(30))
                from journal, (select min("offset") as first from journal where "offset" >= ?)
@@ -136,10 +136,10 @@ impl SqliteJournal {
         Ok(Some(Rows { last, text }))
     }
 
-    /// Writes sales at `at` and on, all of them or none, and returns when they are on disk.
+    /// Writes sales at offset `at` and on, all or none; returns once they are on disk.
     ///
-    /// The offset is what makes it safe: whoever wrote there first, a seed by another process,
-    /// is noticed because the row is taken.
+    /// The offset works as a compare-and-set: if a seed by another process was written there first, the
+    /// insert fails.
     pub(crate) async fn write(&self, at: i64, sales: impl Iterator<Item = Sale>) -> Result<(), WriteError> {
         let mut array = String::from("[");
         for sale in sales {
@@ -149,7 +149,7 @@ impl SqliteJournal {
         }
         array.pop();
         array.push(']');
-        // One statement however many they are: prepared once.
+        // One prepared statement for any number of sales.
         self.in_place().await.map_err(WriteError::Failed)?;
         let insert = sqlx::query(
             r#"insert into journal ("offset", kind, value) select ? + key, 'sale', value from json_each(?)"#,
@@ -161,7 +161,7 @@ impl SqliteJournal {
         let mut held = self.writer.lock().await;
         let connection = self.connected(&mut held, Synchronous::Full).await.map_err(WriteError::Failed)?;
         match insert.execute(connection).await {
-            // Not told before it is seen to be in the file that the next start will read.
+            // Reported only once seen to be in the file that the next start reads.
             Ok(_) => self.file.in_place().map_err(WriteError::Failed),
             Err(sqlx::Error::Database(error)) if error.is_unique_violation() => Err(WriteError::Overtaken),
             Err(error) => {
@@ -171,8 +171,8 @@ impl SqliteJournal {
         }
     }
 
-    /// Whether what is written is in the file that the next start will read. When it is not, all that
-    /// was committed is put into the open file, so that a copy of it alone is complete.
+    /// Whether writes reach the file that the next start reads. If not, moves all committed data into the
+    /// open file, so that a copy of it alone is complete.
     ///
     /// # Errors
     /// What happened to the file, and what to do.
@@ -190,8 +190,8 @@ impl SqliteJournal {
         Err(if matches!(saved, Ok(0)) { lost } else { format!("{lost} (but it is still being written)") })
     }
 
-    /// Writes a seed at the end, once for each epoch unless it is an addition, and the ledger's
-    /// note of the new sale with it.
+    /// Appends a seed, idempotent by epoch unless it is an addition, together with the ledger's record of the
+    /// new sale.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -220,17 +220,17 @@ impl SqliteJournal {
         };
         let written: Result<(), sqlx::Error> = written.await;
         written.map_err(|error| {
-            // SQLite may have rolled back by itself, and sqlx would not know.
+            // SQLite may have rolled back by itself, unknown to sqlx.
             *held = None;
             error.to_string()
         })?;
         self.file.in_place()
     }
 
-    /// Writes something that means nothing, to find out whether the file can be written again.
+    /// Writes a value without meaning, to test whether the file is writable again.
     ///
     /// # Errors
-    /// Why it cannot.
+    /// Why it is not.
     pub(crate) async fn probe(&self) -> Result<(), String> {
         let turn = self.file.turn();
         let _turn = turn.lock().await;
@@ -240,7 +240,7 @@ impl SqliteJournal {
             .fetch_one(&mut *connection)
             .await
             .map_err(|error| error.to_string())?;
-        // It says nothing of the file, and changing it takes a page on disk.
+        // It is not used otherwise, and changing it takes a page on disk.
         let next = format!("pragma user_version = {}", (version + 1) % 1000);
         let written = sqlx::raw_sql(sqlx::AssertSqlSafe(next)).execute(connection).await;
         written.map(drop).map_err(|error| {
@@ -262,12 +262,12 @@ impl SqliteJournal {
     }
 }
 
-/// A row's offset, and its kind and value.
+/// Splits a row into its offset, and its kind and value.
 fn numbered(row: &str) -> (&str, &str) {
     row.split_at(row.find(char::is_alphabetic).unwrap_or_default())
 }
 
-/// An entry and its offset, of a row with its offset, kind and value.
+/// Parses a row of offset, kind and value.
 fn entry(row: &str) -> Result<(i64, Entry<'_>), String> {
     let (offset, row) = numbered(row);
     let failed = |error: &dyn std::fmt::Display| format!("journal offset {offset}: {error}");
@@ -283,8 +283,7 @@ fn entry(row: &str) -> Result<(i64, Entry<'_>), String> {
 
 #[async_trait]
 impl Journal for SqliteJournal {
-    /// A sale of the embedded stock is in the journal before anyone hears of it: the taking is
-    /// the commit.
+    /// The embedded stock commits a sale to the journal before it reports it: the take is the commit.
     fn append(&self, batch: &Batch) -> Arc<Receipt> {
         Receipt::acknowledged(batch.attempts.len())
     }

@@ -1,4 +1,4 @@
-//! The operators' commands: seed, status, audit.
+//! The operators' commands: seed, status, audit, restore, archive.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use crate::sale::{Batch, Item};
 use crate::stock::{Book, StockError, Walk};
 use crate::world::{Kind, Purpose, World, WorldError};
 
-/// `status` waits so long for the journal to take a sale: as long as a buyer would.
+/// How long `status` waits for the journal to take a sale: as long as an attempt would.
 const OFFERED_FOR: Duration = TELL_WITHIN;
 
 /// The books could not be checked (`EX_UNAVAILABLE` of sysexits.h).
@@ -84,8 +84,8 @@ async fn lost(world: &World, item: &Item) -> Option<Uuid> {
     known.iter().map(|sale| sale.epoch).max()
 }
 
-/// Why nothing can be added, and what can be done: a mistyped name, an item taken off sale, or one
-/// that was never on sale.
+/// Why nothing can be added, and what can be done: a mistyped name, an item taken off sale, or one that was
+/// never on sale.
 async fn not_on_sale(world: &World, item: &Item, units: u64) -> String {
     let off_sale = world.stock.books(item).await.is_ok_and(|books| !books.is_empty());
     let servers = matches!(world.kind, Kind::Servers(_));
@@ -105,7 +105,7 @@ async fn not_on_sale(world: &World, item: &Item, units: u64) -> String {
     format!("{item} is not on sale{known}; `seckill seed {units} --item {item}` begins a sale of it")
 }
 
-/// An item that was asked for by name, if stock or ledger know it.
+/// Whether stock or ledger know an item requested by name.
 async fn known(world: &World, item: &Item) -> Result<bool, Trouble> {
     Ok(item.is_default()
         || world.stock.knows(item).await?
@@ -113,13 +113,13 @@ async fn known(world: &World, item: &Item) -> Result<bool, Trouble> {
         || !world.ledger.archived(Some(item.name())).await?.is_empty())
 }
 
-/// The items a command is for: the one that was named, or all that are known.
+/// The items of a command: the named one, or all that are known.
 ///
 /// # Errors
-/// The exit code: a name that nobody knows is an operator's mistake.
+/// The exit code: an unknown name is an operator's mistake.
 async fn items(world: &World, only: Option<&Item>, unreadable: u8) -> Result<Vec<Item>, ExitCode> {
     let asked = async {
-        // Counters that operators have set and no client has asked for yet.
+        // Includes counters that operators set and no client has requested yet.
         for odd in world.stock.discover(None).await? {
             log::warn!("{odd:?} in Redis is no counter: an item's name is 1 to 32 of a-z, 0-9 and '-'");
         }
@@ -141,7 +141,7 @@ async fn items(world: &World, only: Option<&Item>, unreadable: u8) -> Result<Vec
     }
 }
 
-/// `seckill restore`: the stock's books anew, from ledger and journal.
+/// `seckill restore`: rebuilds the stock's books from ledger and journal.
 pub async fn restore(settings: &Settings, only: Option<&Item>, wish: Wish, write: bool) -> ExitCode {
     let world = match open(settings, Purpose::Read).await {
         Ok(world) => world,
@@ -201,7 +201,7 @@ pub async fn restore(settings: &Settings, only: Option<&Item>, wish: Wish, write
     code
 }
 
-/// `seckill archive`: sales that are over are put away.
+/// `seckill archive`: archives finished sales.
 pub async fn archive(settings: &Settings, only: Option<&Item>) -> ExitCode {
     let world = match open(settings, Purpose::Read).await {
         Ok(world) => world,
@@ -287,12 +287,12 @@ pub async fn status(settings: &Settings, only: Option<&Item>, json: bool) -> Exi
     print(&text)
 }
 
-/// What is wrong with the journal, if anything is. Whether it takes sales nobody knows before one is
-/// offered: one that stands in the outbox, where every node would offer it as well.
+/// What is wrong with the journal, if anything. Only an append shows whether it takes sales: appends one of
+/// the outbox, as every node would.
 async fn journal_trouble(world: &World, items: &[Item]) -> Option<String> {
     match recorded_all(&*world.journal, &*world.ledger).await {
         Err(trouble @ Trouble::Contradiction(_)) => return Some(trouble.to_string()),
-        // Which of the two is away: the ledger is of no interest here.
+        // Tells which of the two is away: only the journal matters here.
         Err(Trouble::Passing(_)) => {
             if let Err(why) = world.journal.extents().await {
                 return Some(why);
@@ -313,7 +313,7 @@ async fn journal_trouble(world: &World, items: &[Item]) -> Option<String> {
     None
 }
 
-/// As [`items`], but of the stock alone: it must answer also while the ledger is away.
+/// As [`items`], but from the stock alone: it must work while the ledger is away.
 async fn status_items(world: &World, only: Option<&Item>) -> Result<Vec<Item>, ExitCode> {
     if only.is_some() {
         return items(world, only, 1).await;
@@ -327,8 +327,8 @@ async fn status_items(world: &World, only: Option<&Item>) -> Result<Vec<Item>, E
     found.await.map_err(|error| failure(&error))
 }
 
-/// A sale of the outbox that any node would announce: of a sale that is not shut, and not recorded,
-/// under whatever order.
+/// An outbox sale that any node would relay: its sale is not shut, and its unit is not recorded under any
+/// order.
 async fn offered(world: &World, item: &Item) -> Result<Option<Batch>, Trouble> {
     if world.stock.books(item).await?.first().is_none_or(|book| book.shut) {
         return Ok(None);
@@ -432,7 +432,7 @@ fn print_json(value: &impl Serialize) -> ExitCode {
     }
 }
 
-/// A command's result; a closed pipe is the reader's business.
+/// Prints a command's result; a closed pipe is the reader's business.
 fn print(text: &str) -> ExitCode {
     match writeln!(std::io::stdout(), "{text}") {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,4 @@
-//! The process that sells: its parts, from the first listener to the last flush.
+//! The selling process: its parts, from the first listener to the last flush.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
@@ -33,21 +33,21 @@ use crate::world::{Kind, Purpose, World};
 /// Connections that may wait to be accepted: a whole sale arrives in one second.
 const BACKLOG: i32 = 8192;
 
-/// How often a node notes that it makes orders with its key, and for how long it says so: longer
-/// than a ledger is usually away.
+/// How often a node registers its key in the ledger, and for how long that counts: longer than a ledger is
+/// usually away.
 const KEY_NOTED_EVERY: Duration = Duration::from_secs(1);
 const KEY_USED_FOR: Duration = Duration::from_secs(60);
 
-/// After the ledger was away every node has noted its key again within this.
+/// After a ledger outage every node has registered its key again within this.
 const KEY_NOTED_AGAIN_WITHIN: Duration = Duration::from_secs(10);
 
-/// Nobody waits longer for a ledger that does not answer.
+/// Timeout of a registration.
 const KEY_NOTED_WITHIN: Duration = Duration::from_secs(3);
 
-/// How often the stock's settings are looked at.
+/// How often the stock's settings are checked.
 const LOOK_AT_SETTINGS_EVERY: Duration = Duration::from_secs(10);
 
-/// How often the ledger is asked whether it answers.
+/// How often the ledger is probed.
 const LEDGER_LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// Sells until SIGTERM or SIGINT; 0 after a drained end.
@@ -64,7 +64,7 @@ pub async fn serve(settings: Settings) -> ExitCode {
         Ok(key) => key,
         Err(error) => return usage(&error.0),
     };
-    // Every buyer is an open file; the shell's usual 1024 is no limit anyone chose.
+    // Every connection is an open file; the shell's usual 1024 is no deliberate limit.
     let open_files = match consumer::service::web::open_files(http::files_needed()) {
         Ok(open_files) => open_files,
         Err(why) => return failure(&why),
@@ -145,7 +145,7 @@ async fn run(
     let server_handle = server.handle();
     let (server, ops) = (tokio::spawn(server), tokio::spawn(ops));
 
-    // A dead part ends the process; buyers in flight get their answer all the same.
+    // A dead part ends the process; attempts in flight still get their answers.
     let (mut recorded, ended) = tokio::select! {
         () = terminated() => (None, Ok(())),
         _ = &mut reopening => (None, Err("the reopening of shut sales has died".to_owned())),
@@ -175,8 +175,8 @@ async fn run(
     ended
 }
 
-/// What runs beside the selling, as the world needs it: a watch on every server, or the embedded
-/// consumer. Ends when it is told to stop, or when it cannot go on.
+/// Background work of the world: a watch on every server, or the embedded consumer. Ends on `stop`, or when
+/// it cannot go on.
 async fn background(
     shop: Arc<Shop>,
     world: World,
@@ -210,7 +210,7 @@ async fn background(
     }
 }
 
-/// Order ids get their check. A file has a key of its own; on servers the nodes must share one.
+/// Sets up the check of order ids. A file has its own key; on servers the nodes must share one.
 async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), String> {
     let Kind::Embedded(file, _) = &world.kind else {
         match key {
@@ -219,9 +219,9 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
                 "no SECKILL_KEY_FILE: every made-up order id that somebody asks for costs queries; see --help"
             ),
         }
-        // Whoever makes orders with another key hears of it before the first is sold here.
+        // Registers before the first sale here, so that nodes with another key know in time.
         let noted = timeout(KEY_NOTED_WITHIN, async {
-            // Where the first node of a shop is also the first to need the tables.
+            // The first node of a shop may also be the first to need the tables.
             world.ledger.migrate().await.ok()?;
             note_key(ids, world).await
         });
@@ -239,18 +239,18 @@ async fn check_ids(ids: &Ids, world: &World, key: Option<Key>) -> Result<(), Str
     }
     let hex = file.order_key().await.map_err(|error| error.to_string())?;
     ids.check_with(Key::from_hex(&hex).ok_or("the file's order_key is not 32 hex digits")?);
-    // Nobody else makes orders in this file.
+    // No other process makes orders in this file.
     let others = world.ledger.keys(&ids.name(), now_ms()).await;
     ids.all_checked_after(others.map_err(|error| error.to_string())?);
     Ok(())
 }
 
-/// Notes it for ever. While the ledger is away others may make orders with another key and cannot note
-/// it: then, and until all have had time to, no order is called made up.
+/// Keeps the key registered. While the ledger is away nodes with another key cannot register: then, and until
+/// all have had time to, no order counts as forged.
 async fn keep_key_noted(ids: &Ids, world: &World) {
     let mut broken = None;
     loop {
-        // A ledger that hangs is one that is away: the others must not wait longer for this node.
+        // A hanging ledger counts as away: other nodes must not wait longer for this one.
         if !timeout(KEY_NOTED_WITHIN, note_key(ids, world)).await.is_ok_and(|noted| noted.is_some()) {
             broken = Some(Instant::now());
         }
@@ -261,8 +261,7 @@ async fn keep_key_noted(ids: &Ids, world: &World) {
     }
 }
 
-/// Notes, for all nodes, with which key orders are made here, or that they are without; and takes
-/// in until when others do it otherwise.
+/// Registers this node's key, or its lack of one, for all nodes; reads until when other nodes use another.
 async fn note_key(ids: &Ids, world: &World) -> Option<i64> {
     let used_for = i64::try_from(KEY_USED_FOR.as_millis()).unwrap_or_default();
     let others = world.ledger.keys(&ids.name(), now_ms() + used_for).await.ok()?;
@@ -270,8 +269,8 @@ async fn note_key(ids: &Ids, world: &World) -> Option<i64> {
     Some(others)
 }
 
-/// Makes the ledger's tables when nobody has yet, and from then on watches whether it answers: it
-/// sells on without, but orders are looked up there, and shut sales opened by it.
+/// Creates the ledger's tables if missing, then watches whether it answers: selling goes on without it, but
+/// order lookups and the opening of shut sales need it.
 async fn watch_ledger(world: World, metrics: Metrics) {
     let mut looks = tokio::time::interval(LEDGER_LOOKS_EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -301,25 +300,25 @@ async fn watch_ledger(world: World, metrics: Metrics) {
     }
 }
 
-/// Says which settings of the stock break the promise, once each: at the start, and when a failover
+/// Logs which settings of the stock put reported sales at risk, once each: at the start, and when a failover
 /// or a new replica changes them.
 async fn watch_stock(stock: Arc<dyn Stock>) {
     let mut looks = tokio::time::interval(LOOK_AT_SETTINGS_EVERY);
     let mut said = Vec::new();
     loop {
         looks.tick().await;
-        // Away: whoever sells says so.
+        // Away: the tills report that.
         let Ok(broken) = stock.broken_promises().await else { continue };
         broken.iter().filter(|it| !said.contains(*it)).for_each(|it| log::warn!("redis: {it}"));
         said = broken;
     }
 }
 
-/// A listener with room for a whole sale, or a line that names the variable.
+/// A listener with room for a whole sale, or an error that names the variable.
 fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, String> {
     let bound = || {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // So that a restart need not wait for the old connections to be forgotten.
+        // So that a restart need not wait for old connections in TIME_WAIT.
         socket.set_reuse_address(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -331,7 +330,7 @@ fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, String> {
     })
 }
 
-/// SIGTERM or SIGINT.
+/// Waits for SIGTERM or SIGINT.
 async fn terminated() {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))

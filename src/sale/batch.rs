@@ -8,12 +8,12 @@ use uuid::Uuid;
 
 use crate::sale::Item;
 
-/// Somebody's wish for one unit.
+/// A request for one unit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
     /// The order it becomes if a unit is taken for it.
     pub order: Uuid,
-    /// What makes it the same attempt when it comes again; `None`: anonymous.
+    /// Idempotency key: identifies a retry of the same attempt; `None`: anonymous.
     pub name: Option<String>,
 }
 
@@ -22,11 +22,11 @@ pub struct Attempt {
 pub struct Batch {
     /// Its name in the outbox.
     pub id: Uuid,
-    /// What was sold.
+    /// The item sold.
     pub item: Item,
     /// The sale.
     pub epoch: Uuid,
-    /// The sale's term.
+    /// The sale's fencing term.
     pub term: u64,
     /// The first unit's serial; the others follow.
     pub serial: u64,
@@ -34,7 +34,7 @@ pub struct Batch {
     pub remaining: u64,
     /// When.
     pub at: Timestamp,
-    /// Who took them.
+    /// The attempts that took them.
     pub attempts: Vec<Attempt>,
 }
 
@@ -61,14 +61,14 @@ impl Batch {
         (0..self.attempts.len()).map(|index| self.sale(index))
     }
 
-    /// Where `order` stands in it.
+    /// The index of `order`.
     #[must_use]
     pub fn position(&self, order: Uuid) -> Option<usize> {
         self.attempts.iter().position(|attempt| attempt.order == order)
     }
 
-    /// Reads an outbox entry: a line `epoch term serial remaining micros`, then a line for each
-    /// unit, `order` or `order name`.
+    /// Parses an outbox entry: a line `epoch term serial remaining micros`, then a line for each unit,
+    /// `order` or `order name`.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -79,7 +79,7 @@ impl Batch {
         let [epoch, term, serial, remaining, micros] = head[..] else {
             return Err("the first line is not `epoch term serial remaining micros`".into());
         };
-        // No more than a row can hold, with room for the lines.
+        // At most what a row can hold, with room for the lines.
         let number = |text: &str| match text.parse::<u64>() {
             Ok(number) if number <= i64::MAX as u64 / 2 => Ok(number),
             _ => Err(format!("{text:?} is not a number")),
@@ -114,7 +114,7 @@ impl Batch {
 }
 
 impl Attempt {
-    /// Its line in an outbox entry.
+    /// Appends its line of an outbox entry.
     pub fn write_line(&self, into: &mut String) {
         // Writing into a String cannot fail.
         let _ = match &self.name {

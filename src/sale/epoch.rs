@@ -1,10 +1,10 @@
-//! The name of a sale: a UUID v7, by whose age sales are told apart.
+//! A sale's name: a UUID v7, ordered by time.
 
 use uuid::{Builder, Uuid};
 
 use crate::clock::new_id;
 
-/// A name for a new sale: later than one that is known, whatever this machine's clock says.
+/// A name for a new sale: later than the known one, whatever this machine's clock says.
 #[must_use]
 pub fn epoch_after(known: Option<Uuid>) -> Uuid {
     let now = new_id();

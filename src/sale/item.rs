@@ -1,4 +1,4 @@
-//! What is on sale: the name of an item and of the counter that operators set for it.
+//! An item's name, and its counter that operators set.
 
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -20,7 +20,7 @@ impl Item {
         if self.is_default() { DEFAULT.to_owned() } else { format!("{DEFAULT}:{}", self.0) }
     }
 
-    /// Whether this is the item that is meant without a name.
+    /// Whether this is the item meant when no name is given.
     #[must_use]
     pub fn is_default(&self) -> bool {
         &*self.0 == DEFAULT
@@ -34,7 +34,7 @@ impl Item {
 }
 
 impl Default for Item {
-    /// The same text for all: most requests ask for it.
+    /// One shared text: most requests use it.
     fn default() -> Self {
         static ITEM: LazyLock<Item> = LazyLock::new(|| Item(DEFAULT.into()));
         ITEM.clone()

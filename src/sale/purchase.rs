@@ -1,8 +1,8 @@
-//! What a buyer is told of an attempt, and later of an order.
+//! The answers to an attempt, and later to an order query.
 
 use uuid::Uuid;
 
-/// What a buyer is told.
+/// The answer to an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purchase {
     /// The unit is the buyer's, for good.
@@ -11,16 +11,16 @@ pub enum Purchase {
         order: Uuid,
         /// Units left after it.
         left: u64,
-        /// The sale it is from.
+        /// Its sale.
         epoch: Uuid,
     },
-    /// There is none left.
+    /// None is left.
     SoldOut,
-    /// Nobody knows yet; the order says where the outcome will stand.
+    /// Outcome unknown yet; the order can be queried for it.
     Pending {
-        /// The order it is, if it comes about.
+        /// The order's id, if it was taken.
         order: Uuid,
-        /// The sale it is from; `None` when the stock did not answer.
+        /// Its sale; `None` when the stock did not answer.
         epoch: Option<Uuid>,
     },
     /// Not made: the sale opens later.
@@ -29,23 +29,23 @@ pub enum Purchase {
     Closed,
     /// Not made: there is no such item on sale.
     NotOnSale,
-    /// Not made: too many are waiting.
+    /// Not made: back-pressure, too many are waiting.
     Busy,
     /// Not made: a server is away, or the books are in doubt.
     Unavailable,
 }
 
-/// How far an order has got.
+/// An order's progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OrderStatus {
-    /// Taken, not acknowledged by the journal; or nobody can say yet.
+    /// Taken, not acknowledged by the journal; or not known yet.
     Pending,
     /// Acknowledged by the journal.
     Accepted,
     /// In the ledger.
     Recorded,
-    /// It did not come about.
+    /// No such order was made.
     Unknown,
-    /// Nobody can say, and no waiting helps: the journal is not the one that was recorded.
+    /// Unknown, and waiting does not help: the journal is not the one that was recorded.
     Undecided,
 }

@@ -1,4 +1,4 @@
-//! What everybody may see of an item: the sale's state, and what is left.
+//! Public view of an item: the sale's state, and what is left.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -7,13 +7,13 @@ use uuid::Uuid;
 /// What the page shows of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
-    /// What a buyer could expect now.
+    /// What an attempt would get now.
     pub state: State,
     /// Units left.
     pub left: u64,
-    /// Those and the ones sold; not known while the sale is shut.
+    /// Units left and units sold; unknown while the sale is shut.
     pub total: Option<u64>,
-    /// The sale's name, when there is one.
+    /// The sale's epoch, when there is one.
     pub epoch: Option<Uuid>,
 }
 

@@ -7,9 +7,9 @@ use crate::clock::now_ms;
 /// When the sale is open, in Unix milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Window {
-    /// Not before; always, when unset.
+    /// Opening time; unset: open from the start.
     pub opens_at: Option<i64>,
-    /// Not from then on; for ever, when unset.
+    /// Closing time, exclusive; unset: never.
     pub closes_at: Option<i64>,
 }
 

@@ -1,22 +1,21 @@
-//! Where a thread's buyers get their answers: many are handed over at once, so that a thread is
-//! woken once for all of them.
+//! Per-thread reply mailbox: a batch of answers costs a thread one wake-up.
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::sale::Purchase;
 
-/// An answer, and who waits for it.
+/// An answer and the channel it goes to.
 type Answered = (oneshot::Sender<Purchase>, Purchase);
 
-/// One thread's desk; a clone is the same.
+/// One thread's mailbox; clones share it.
 #[derive(Debug, Clone)]
 pub struct Desk(mpsc::UnboundedSender<Vec<Answered>>);
 
 impl Desk {
-    /// Opens a desk in the runtime that this is called in.
+    /// Opens a mailbox in the current runtime.
     #[must_use]
     pub fn open() -> Self {
-        // Not more than attempts that wait, which are bounded.
+        // Unbounded, but never holds more than the waiting attempts, which are bounded.
         let (hand_over, mut handed) = mpsc::unbounded_channel::<Vec<Answered>>();
         tokio::spawn(async move {
             while let Some(answers) = handed.recv().await {
@@ -26,29 +25,29 @@ impl Desk {
         Self(hand_over)
     }
 
-    /// Somebody who waits at this desk, and what is waited for.
+    /// Registers a request at this mailbox; returns its reply handle and its receiver.
     pub fn wait(&self) -> (Buyer, oneshot::Receiver<Purchase>) {
         let (answer, answered) = oneshot::channel();
         (Buyer { desk: self.clone(), answer }, answered)
     }
 }
 
-/// Somebody who waits at a desk. Who is let go without an answer hears that nobody knows.
+/// A request waiting at a mailbox. Dropped without an answer, it counts as `pending`.
 #[derive(Debug)]
 pub struct Buyer {
     desk: Desk,
     answer: oneshot::Sender<Purchase>,
 }
 
-/// Answers on their way to their desks, which get them when this is dropped.
+/// Answers grouped by mailbox; delivered on drop.
 #[derive(Debug, Default)]
 pub struct Answers(Vec<(Desk, Vec<Answered>)>);
 
 impl Answers {
-    /// One more.
+    /// Adds an answer.
     pub fn add(&mut self, buyer: Buyer, told: Purchase) {
         let Buyer { desk, answer } = buyer;
-        // As many desks as cores.
+        // At most one mailbox per core.
         match self.0.iter_mut().find(|(known, _)| known.0.same_channel(&desk.0)) {
             Some((_, answers)) => answers.push((answer, told)),
             None => self.0.push((desk, vec![(answer, told)])),
@@ -59,7 +58,7 @@ impl Answers {
 impl Drop for Answers {
     fn drop(&mut self) {
         for (desk, answers) in self.0.drain(..) {
-            // Its thread is gone; somebody may wait elsewhere all the same.
+            // The mailbox's thread is gone, but the receiver may still be waiting elsewhere.
             if let Err(mpsc::error::SendError(answers)) = desk.0.send(answers) {
                 answers.into_iter().for_each(tell);
             }
@@ -68,6 +67,6 @@ impl Drop for Answers {
 }
 
 fn tell((answer, told): Answered) {
-    // Who hung up is told nothing.
+    // Fails only after a client disconnect.
     let _ = answer.send(told);
 }

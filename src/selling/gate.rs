@@ -1,4 +1,4 @@
-//! What can be answered without asking the stock: not open, closed, sold out, in doubt.
+//! Answers that need no stock call: not open, closed, sold out, unavailable.
 
 use std::sync::Arc;
 
@@ -9,14 +9,14 @@ use crate::clock::elapsed;
 use crate::sale::times::STALE_AFTER;
 use crate::sale::{Purchase, State, View, Window};
 
-/// What a node knows of an item, from the last reply of the stock.
+/// A node's cached view of an item, from the stock's last reply.
 #[derive(Debug, Clone)]
 pub struct Level {
-    /// When the stock was asked.
+    /// When the stock call was made.
     pub asked: Instant,
-    /// The sale's name.
+    /// The sale's epoch.
     pub epoch: Option<Uuid>,
-    /// Its term.
+    /// Its fencing term.
     pub term: u64,
     /// Its last serial; 0 while it is shut.
     pub serial: u64,
@@ -24,9 +24,9 @@ pub struct Level {
     pub left: Option<u64>,
     /// Entries in the outbox.
     pub open: u64,
-    /// The sale is shut, or not believed by this node.
+    /// The sale is shut, or this node distrusts it.
     pub shut: bool,
-    /// Why the stock could not say, if it could not.
+    /// Why the stock gave no usable reply, if so.
     pub trouble: Option<Arc<str>>,
 }
 
@@ -35,12 +35,12 @@ pub struct Level {
 pub enum Gate {
     /// It may.
     Open,
-    /// It has its answer.
+    /// It is answered here.
     Shut(Purchase),
 }
 
 impl Level {
-    /// Why this level vouches for nothing, if so.
+    /// Why this view cannot be relied on, if so.
     #[must_use]
     pub fn doubt(&self) -> Option<Arc<str>> {
         match &self.trouble {
@@ -50,7 +50,7 @@ impl Level {
         }
     }
 
-    /// What an anonymous attempt is told without asking the stock.
+    /// Answers an anonymous attempt without a stock call.
     #[must_use]
     pub fn gate(&self, window: Window, journal_ready: bool) -> Gate {
         match self.view(window, journal_ready).state {
@@ -73,7 +73,7 @@ impl Level {
             _ if window.before_opening() => State::NotOpen,
             _ if window.after_closing() => State::Closed,
             Some(0) => State::SoldOut,
-            // What was sold is sold: only who would take a unit needs the journal.
+            // Comes after `SoldOut`: only taking a unit needs the journal.
             Some(_) if !journal_ready => State::Unavailable,
             Some(_) => State::Open,
         };

@@ -1,9 +1,7 @@
-//! An order's id: a UUID v7 whose last bytes say that this shop made it, so that made-up ones cost
-//! no server a question.
+//! Order ids: UUID v7 with a trailing keyed check, so that forged ids cost no server a lookup.
 //!
-//! The check is a keyed hash of the other bytes. Ids of before there was a key have none: until
-//! when such ids were made is kept beside the ledger, which all nodes share, and an older one is
-//! looked up like any other.
+//! The check is a keyed hash of the other bytes. Ids from before the key have none; the time until which such
+//! ids were made is kept beside the ledger, shared by all nodes, and older ids are looked up normally.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,14 +14,14 @@ use uuid::{Builder, Uuid};
 use crate::clock::{new_id, now_ms};
 use crate::sale::times::{CLOCK_SKEW, DELIVERY_DEADLINE};
 
-/// Of an id's random bytes so many are the check: one made-up id in sixteen million passes it, and
-/// 50 bits stay that keep two ids of one millisecond apart.
+/// How many of an id's random bytes are the check: one forged id in sixteen million passes, and the remaining
+/// 50 bits keep two ids of one millisecond apart.
 const CHECK_BYTES: usize = 3;
 
-/// How ids are made here, and told from made-up ones.
+/// Makes order ids, and detects forged ones.
 pub struct Ids {
     key: OnceLock<SipHasher24>,
-    /// Ids that are later than this, in Unix milliseconds, all carry the check; unknown at first.
+    /// Ids later than this, in Unix milliseconds, all carry the check; unknown at first.
     all_checked_after: AtomicI64,
 }
 
@@ -34,23 +32,23 @@ impl Default for Ids {
 }
 
 impl Ids {
-    /// From now on ids carry a check with this key; once.
+    /// Sets the key of the check, once.
     pub fn check_with(&self, key: Key) {
         let _ = self.key.set(SipHasher24::new_with_key(&key.0));
     }
 
-    /// Ids that are later than this, in Unix milliseconds, were all made with this key.
+    /// Ids later than this, in Unix milliseconds, all carry this key's check.
     pub fn all_checked_after(&self, ms: i64) {
         self.all_checked_after.store(ms, Ordering::Relaxed);
     }
 
-    /// By what name others know the key; it does not give it away. Empty without one.
+    /// The key's public fingerprint, which does not reveal it. Empty without a key.
     #[must_use]
     pub fn name(&self) -> String {
         self.key.get().map_or(String::new(), |key| format!("{:016x}", key.hash(b"name")))
     }
 
-    /// A new one.
+    /// Makes a new id.
     #[must_use]
     pub fn make(&self) -> Uuid {
         let id = new_id();
@@ -62,7 +60,7 @@ impl Ids {
         })
     }
 
-    /// Whether this shop has surely never made it. An order that it made is never said to be one.
+    /// Whether the id is certainly forged. Never true for an order this shop made.
     #[must_use]
     pub fn is_made_up(&self, order: Uuid) -> bool {
         let Some(at) = made_at(order) else { return true };
@@ -77,8 +75,7 @@ fn check_of(key: &SipHasher24, made: &[u8]) -> [u8; CHECK_BYTES] {
     [one, two, three]
 }
 
-/// When it was made, in Unix milliseconds by the clock of whoever made it; `None` for what is no id
-/// of an order.
+/// When the id was made, in Unix milliseconds by the maker's clock; `None` if it is no order id.
 fn made_at(order: Uuid) -> Option<i64> {
     if order.get_version_num() != 7 {
         return None;
@@ -87,8 +84,8 @@ fn made_at(order: Uuid) -> Option<i64> {
     i64::try_from(seconds).ok()?.checked_mul(1000)?.checked_add(i64::from(nanos / 1_000_000))
 }
 
-/// Whether an order may still be on its way into an outbox. One from the future, of a clock that
-/// had jumped, is not believed to be: it is looked for.
+/// Whether an order may still be in flight to an outbox. An id from the future, made by a clock that had
+/// jumped, does not count: it is looked up.
 #[must_use]
 pub fn is_young(order: Uuid) -> bool {
     let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
@@ -96,11 +93,11 @@ pub fn is_young(order: Uuid) -> bool {
     made_at(order).is_some_and(|made| made <= now + skew && made + ms(DELIVERY_DEADLINE) + skew > now)
 }
 
-/// What the check is made with.
+/// The key of the check.
 pub struct Key([u8; 16]);
 
 impl Key {
-    /// As it stands in `SECKILL_KEY`, or in the file that `SECKILL_KEY_FILE` names.
+    /// The key from `SECKILL_KEY`, or from the file named by `SECKILL_KEY_FILE`.
     ///
     /// # Errors
     /// When it is not 32 hex digits.
@@ -114,7 +111,7 @@ impl Key {
         })
     }
 
-    /// 32 hex digits.
+    /// Parses 32 hex digits.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {
         let plain = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -1,8 +1,8 @@
-//! What a node remembers of an item's books, so that it notices when their data goes back.
+//! High-water mark of an item's books on this node: detects data that went back.
 //!
-//! A restart or a failover names another life of the data, and is noticed by that. Data also goes
-//! back in a server that lives on: a backup that somebody puts in, a machine brought back to a
-//! snapshot. Then whoever sold more than the books say knows better.
+//! A restart or a failover shows as a new life of the data. A running server's data can also go back: a
+//! restored backup, or a machine reset to a snapshot. Only a node that sold more than the books say detects
+//! that.
 
 use std::collections::BTreeMap;
 
@@ -11,16 +11,16 @@ use uuid::Uuid;
 /// Sales remembered: more than are ever in question at the same time.
 const REMEMBERED: usize = 8;
 
-/// The furthest state that was heard of each of the last sales: its term and its last serial.
+/// The furthest state seen of each of the last sales: its term and last serial.
 #[derive(Debug, Default)]
 pub struct Mark(BTreeMap<Uuid, (u64, u64)>);
 
 impl Mark {
-    /// Takes note of what the books say, and says whether they are behind what they said before.
+    /// Records what the books say; returns whether they are behind what they said before.
     ///
-    /// A higher term is never behind: the books were held against the ledger in between, and may
-    /// have lost what was told to nobody. So is a later sale, and an earlier one whose term was
-    /// raised: an operator went back to it.
+    /// A higher term is never behind: the books were reconciled with the ledger in between, and may lack
+    /// sales never reported as a success. Nor is a later sale, or an earlier one whose term was raised: an
+    /// operator went back to it.
     pub fn is_behind(&mut self, epoch: Uuid, term: u64, serial: u64) -> bool {
         let later = self.newest().is_some_and(|newest| newest > epoch);
         let behind = match self.0.get(&epoch) {
@@ -29,7 +29,7 @@ impl Mark {
             None => later,
         };
         if behind {
-            // Once it is held against the ledger its term is higher than this.
+            // Reconciling with the ledger raises the term above this one.
             self.0.entry(epoch).or_insert((term, serial));
         } else {
             self.0.split_off(&epoch);
@@ -41,7 +41,7 @@ impl Mark {
         behind
     }
 
-    /// The newest sale that was heard of.
+    /// The newest sale seen.
     #[must_use]
     pub fn newest(&self) -> Option<Uuid> {
         self.0.keys().next_back().copied()
@@ -84,7 +84,7 @@ mod tests {
         assert!(mark.is_behind(sale(1), 0, 7));
         assert!(!mark.is_behind(sale(1), 1, 7), "an operator went back to it");
         assert!(!mark.is_behind(sale(1), 1, 8));
-        // One that this node never heard of.
+        // A sale this node has never seen.
         let mut mark = Mark::default();
         assert!(!mark.is_behind(sale(2), 0, 5));
         assert!(mark.is_behind(sale(1), 3, 90));

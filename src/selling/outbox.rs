@@ -1,7 +1,7 @@
-//! Announces again what was taken and never acknowledged by the journal.
+//! Outbox relay: appends again what was taken but never acknowledged by the journal.
 //!
-//! The process that took it may have died, or the broker was away. Every node does it, for
-//! whatever has stood in the outbox long enough; the ledger drops what arrives twice.
+//! The process that took it may have died, or the broker was away. Every node relays whatever has been in the
+//! outbox long enough; the ledger drops duplicates.
 
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,20 +19,20 @@ use crate::selling::shop::Shop;
 use crate::selling::till::Till;
 use crate::stock::{ENTRIES_AT_ONCE, EntryName, Stock, StockError};
 
-/// How often the outboxes are looked through.
+/// How often the outboxes are scanned.
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 
-/// Sales announced and not acknowledged at a time: a fifth of the producer's queue, so that those
-/// who buy now find room in it.
+/// Sales relayed and unacknowledged at a time: a fifth of the producer's queue, which leaves room for current
+/// attempts.
 const ANNOUNCED_AT_ONCE: usize = 20_000;
 
-/// One item is announced for so long before the next has its turn.
+/// How long one item is relayed before the next gets its turn.
 const TURN: Duration = Duration::from_secs(1);
 
-/// Keys of the stock looked at for new counters in a pass: 20 ms of Redis' time.
+/// Stock keys scanned for new counters in a pass: 20 ms of Redis' time.
 const SEARCHED_AT_ONCE: usize = 20_000;
 
-/// Looks after the outboxes of all items of a shop.
+/// Relays the outboxes of all items of a shop.
 pub struct Announcer {
     shop: Arc<Shop>,
     stock: Arc<dyn Stock>,
@@ -40,19 +40,19 @@ pub struct Announcer {
     metrics: Metrics,
     seen: BTreeMap<Item, BTreeMap<EntryName, Seen>>,
     complained: BTreeSet<String>,
-    /// Every node takes the entries in an order of its own, so that they share the work: what one
-    /// has announced is settled when another comes to it.
+    /// Every node takes the entries in its own order, which spreads the work: an entry that one node has
+    /// relayed is settled when another reaches it.
     order: RandomState,
 }
 
-/// What is known of an entry: it is read when it is new, and once more to be announced.
+/// A known entry: read when it is new, and again to be relayed.
 struct Seen {
     since: Instant,
     sales: u64,
 }
 
 impl Announcer {
-    /// An announcer that has seen nothing yet.
+    /// A relay that has seen nothing yet.
     pub fn new(
         shop: &Arc<Shop>,
         stock: &Arc<dyn Stock>,
@@ -70,33 +70,33 @@ impl Announcer {
         }
     }
 
-    /// Passes for ever.
+    /// Runs passes forever.
     pub async fn run(mut self) {
         let mut ticks = tokio::time::interval(SCAN_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            // A key that is no item is for `status` to name.
+            // `status` reports keys that are no item.
             let _ = self.stock.discover(Some(SEARCHED_AT_ONCE)).await;
             self.shop.discover().await;
             self.pass().await;
         }
     }
 
-    /// Looks through every outbox once and announces what is due.
+    /// Scans every outbox once and relays what is due.
     pub async fn pass(&mut self) {
         let mut complaints = BTreeSet::new();
         for till in self.shop.tills() {
-            // Somebody may have emptied Redis: whoever sells an item sees that it is known there.
+            // Redis may have been emptied: keeps items on sale registered there.
             let _ = self.stock.knows(till.item()).await;
             if till.open_entries() == 0 {
                 self.seen.remove(till.item());
                 self.metrics.outbox_sales(till.item().name(), 0);
                 continue;
             }
-            // The till says so when the stock is away.
+            // The till reports an unavailable stock.
             let Ok(due) = self.look(&till, &mut complaints).await else { continue };
-            // What stands there while the sale is shut belongs to whoever looks at its books.
+            // Entries of a shut sale belong to its recovery.
             if !till.is_shut() {
                 let _ = self.announce(&till, due).await;
             }
@@ -107,7 +107,7 @@ impl Announcer {
         self.complained = complaints;
     }
 
-    /// Reads what is new in an item's outbox; what is due.
+    /// Reads an item's new outbox entries; returns what is due.
     async fn look(
         &mut self,
         till: &Till,
@@ -125,7 +125,7 @@ impl Announcer {
                 let name = batch.id.to_string().into_bytes();
                 seen.insert(name, Seen { since, sales: batch.attempts.len() as u64 });
             }
-            // Not remembered, so that they are looked at again.
+            // Not remembered, so they are read again.
             complaints.extend(entries.unreadable);
         }
         self.metrics.outbox_sales(item.name(), seen.values().map(|entry| entry.sales).sum());
@@ -138,7 +138,7 @@ impl Announcer {
         Ok(due)
     }
 
-    /// Announces entries as fast as the journal acknowledges them, as long as it does.
+    /// Appends entries as fast as the journal acknowledges them, and stops when it does not.
     async fn announce(&self, till: &Arc<Till>, due: Vec<EntryName>) -> Result<(), StockError> {
         let until = Instant::now() + TURN;
         let mut waiting: VecDeque<(Arc<Receipt>, usize)> = VecDeque::new();
@@ -147,7 +147,7 @@ impl Announcer {
             if Instant::now() >= until || self.journal.ready().is_err() {
                 break;
             }
-            // Read now, since another node may have announced it meanwhile.
+            // Read late, since another node may have relayed it meanwhile.
             for batch in self.stock.entries(till.item(), names).await?.batches {
                 if till.has(batch.id) {
                     continue;

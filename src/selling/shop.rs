@@ -1,4 +1,4 @@
-//! THE rule of the sale: the one place that decides what a buyer is told.
+//! The sale's rule: the one place that decides what a client is told.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,18 +20,18 @@ use crate::selling::ids::{Ids, is_young};
 use crate::selling::till::{Standing, Till};
 use crate::stock::{Stock, StockError, Walk};
 
-/// Items nobody has heard of are looked up in the stock, so many at once, and so are old
-/// orders: what callers make up costs no more than this, and leaves nothing behind.
+/// Concurrent stock lookups of unknown items, and of old orders: what callers make up costs no more than
+/// this, and leaves nothing behind.
 const LOOKUPS_AT_ONCE: usize = 8;
 
-/// How long one waits for its turn to be looked up.
+/// How long a lookup waits for its turn.
 const LOOKUP_WITHIN: Duration = Duration::from_secs(1);
 
-/// Orders looked up at once, also by clients that have hung up since: a database that does not
-/// answer keeps each for 24 s.
+/// Concurrent order lookups, including those after a client disconnect: a database that does not answer holds
+/// each for 24 s.
 const ORDERS_AT_ONCE: usize = 256;
 
-/// Who asks for an order is told `pending` after this, while nobody can say.
+/// An order query answers `pending` after this if its lookup has no result.
 const ORDER_WITHIN: Duration = Duration::from_secs(3);
 
 /// One shop on one node: all items, each with its till.
@@ -43,12 +43,12 @@ pub struct Shop {
     window: Window,
     counter: Arc<Till>,
     others: RwLock<BTreeMap<Item, Arc<Till>>>,
-    /// For items that nobody has heard of, and for old orders.
+    /// Limits for unknown items and for old orders.
     lookups: Arc<Semaphore>,
     orders: Arc<Semaphore>,
     old_orders: Semaphore,
     ids: Ids,
-    /// The runtime that outlives the requests: tills and connections belong to it.
+    /// The runtime that outlives requests: it owns tills and connections.
     runtime: Handle,
 }
 
@@ -84,10 +84,9 @@ impl Shop {
         &self.ids
     }
 
-    /// One attempt to buy one unit, by somebody who waits at `desk`. The same `key` again is the
-    /// same attempt.
+    /// One attempt to buy one unit; the answer goes to `desk`. Idempotent by `key`.
     pub async fn buy(&self, desk: &Desk, item: &Item, key: Option<&str>) -> Purchase {
-        // A winner who asks again must hear of the order whatever window and gate say.
+        // A winner's retry must get its order whatever window and gate say.
         if key.is_none() && self.window.before_opening() {
             return Purchase::NotOpen;
         }
@@ -104,15 +103,13 @@ impl Shop {
         till.attempt(desk, attempt).await
     }
 
-    /// The item's till, if there is one that has heard of its stock: whoever asks it waits for
-    /// nobody.
+    /// The item's till, if it exists and has heard from the stock: using it never blocks.
     pub fn at_hand(&self, item: &Item) -> Option<Arc<Till>> {
         let till = if item.is_default() { Arc::clone(&self.counter) } else { self.known(item)? };
         till.is_refreshed().then_some(till)
     }
 
-    /// What the page shows, from what the node knows: never a question per call for an item
-    /// on sale.
+    /// What the page shows, from the node's view: for an item on sale never a stock call per request.
     pub async fn view(&self, item: &Item) -> View {
         match self.till(item).await {
             Ok(till) => till.view(),
@@ -121,9 +118,9 @@ impl Shop {
         }
     }
 
-    /// How far `order` has got.
+    /// The status of `order`.
     ///
-    /// A sale moves from outbox to journal to ledger; looking in that order never misses it.
+    /// A sale moves from outbox to journal to ledger; a lookup in that order never misses it.
     pub async fn order(self: &Arc<Self>, order: Uuid) -> OrderStatus {
         if self.ids.is_made_up(order) {
             return OrderStatus::Unknown;
@@ -133,7 +130,7 @@ impl Shop {
         };
         let shop = Arc::clone(self);
         let looked = self.runtime.spawn(async move {
-            // Until it is over, and not until the client has gone.
+            // Held until the lookup ends, even after a client disconnect.
             let _permit = permit;
             shop.look_up(order).await
         });
@@ -172,14 +169,14 @@ impl Shop {
         }
         match (self.ledger.find(order).await, self.ledger.in_conflict(order).await) {
             (Ok(Some(_)), _) => OrderStatus::Recorded,
-            // In the journal, and for a person to decide.
+            // In conflict with another recorded sale: an operator decides.
             (Ok(None), Ok(true)) => OrderStatus::Accepted,
             (Ok(None), Ok(false)) => OrderStatus::Unknown,
             _ => OrderStatus::Pending,
         }
     }
 
-    /// Whether an order stands in an item's outbox, or may: an entry that cannot be read may be the one.
+    /// Whether an order is in an item's outbox, or may be: an unreadable entry may hold it.
     async fn in_outbox(&self, item: &Item, order: Uuid) -> Result<bool, StockError> {
         let mut outbox = Walk::through(&*self.stock, item).await?;
         while let Some(entries) = outbox.next().await? {
@@ -203,14 +200,14 @@ impl Shop {
     /// The reason why not.
     pub fn ready(&self) -> Result<(), String> {
         self.journal.ready()?;
-        // A value put there by hand spoils its item, not the node.
+        // A counter corrupted by hand makes its item unready, not the node.
         let mut tills = self.tills().into_iter();
         let first = tills.next().map_or(Ok(()), |till| till.ready());
         first.or_else(|why| if tills.any(|till| till.ready().is_ok()) { Ok(()) } else { Err(why) })
     }
 
-    /// Opens tills for items that others have put on sale, so that what they left in the
-    /// outbox is announced though nobody here asks for them.
+    /// Opens tills for items put on sale elsewhere, so that their outboxes are relayed even if no client asks
+    /// here.
     pub async fn discover(&self) {
         for item in self.stock.items().await.unwrap_or_default() {
             if !item.is_default() && self.known(&item).is_none() {
@@ -219,8 +216,8 @@ impl Shop {
         }
     }
 
-    /// Takes no more attempts, and waits until those in hand were answered and what they took
-    /// was acknowledged or given up.
+    /// Stops accepting attempts; waits until those in flight are answered and what they took is acknowledged
+    /// or given up.
     pub async fn close(&self, within: Duration) {
         let mut closing = tokio::task::JoinSet::new();
         for till in self.tills() {
@@ -239,7 +236,7 @@ impl Shop {
         if item.is_default() {
             return Ok(Arc::clone(&self.counter));
         }
-        // The attempt itself still has its time; what was looked up is there for the next one.
+        // Bounded, so the attempt keeps its own time; a finished lookup serves the next attempt.
         timeout(LOOKUP_WITHIN, self.look_up_till(item)).await.unwrap_or(Err(Purchase::Unavailable))
     }
 

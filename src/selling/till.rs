@@ -1,7 +1,7 @@
-//! Where attempts wait for one another: many of them become one call to the stock.
+//! Micro-batching of one item's attempts: what arrives while a stock call is in flight goes together in the
+//! next.
 //!
-//! Attempts that arrive while a call is in flight go together in the next one; there is no
-//! timer. The till owns what it takes: a client that hangs up changes nothing.
+//! There is no timer. The till owns what it takes: a client disconnect changes nothing.
 
 mod books;
 
@@ -27,14 +27,14 @@ use crate::selling::gate::{Gate, Level};
 use crate::stock::{Call, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
 use books::{Books, Doubt, Flight};
 
-/// What arrives while a call is in flight goes together in the next; two at a time only make smaller
-/// batches. A Redis at a distance of 20 ms limits an item to 25,600 attempts a second on a node.
+/// One call in flight batches best; two only make smaller batches. A Redis 20 ms away limits an item to
+/// 25,600 attempts a second on a node.
 const CALLS_IN_FLIGHT: usize = 1;
 
 /// Attempts that may wait; beyond it, `busy`. At 512 a call they wait for 40 calls.
 const MAX_WAITING: usize = 20_480;
 
-/// Outbox entries beyond which nothing more is taken: the journal is not keeping up.
+/// Back-pressure: beyond this many outbox entries the journal is not keeping up, and nothing more is taken.
 const MAX_OPEN: u64 = 20_000;
 
 /// Why nothing is sold while a sale is shut, as `/readyz` and the log say it.
@@ -49,7 +49,7 @@ pub struct Till {
     metrics: Metrics,
     queue: mpsc::Sender<Waiting>,
     level: ArcSwap<Level>,
-    /// Counts replies, for those who wait for a fresh one.
+    /// Counts replies, to wait for a fresh one.
     replies: watch::Sender<u64>,
     calls: Arc<Semaphore>,
     last_call: AtomicU64,
@@ -67,14 +67,14 @@ struct Waiting {
 /// What a node itself knows of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// On its way into the journal.
+    /// In flight to the journal.
     Pending,
     /// In the journal.
     Accepted,
 }
 
 impl Till {
-    /// Opens the till: from now on it refreshes its view and takes attempts.
+    /// Opens the till: it starts to refresh its view and to take attempts.
     pub fn open(
         item: Item,
         stock: &Arc<dyn Stock>,
@@ -120,7 +120,7 @@ impl Till {
         &self.item
     }
 
-    /// What an anonymous attempt is told without asking the stock.
+    /// Answers an anonymous attempt without a stock call.
     pub fn gate(&self) -> Gate {
         self.level.load().gate(self.window, self.journal.ready().is_ok())
     }
@@ -130,24 +130,24 @@ impl Till {
         self.level.load().view(self.window, self.journal.ready().is_ok())
     }
 
-    /// Whether the stock said last that the sale is shut, or this node does not believe it.
+    /// Whether the sale is shut by the stock's last reply, or this node distrusts it.
     pub fn is_shut(&self) -> bool {
         self.level.load().shut
     }
 
-    /// Why this node does not believe what the stock says of the sale, if so.
+    /// Why this node distrusts the stock about the sale, if so.
     pub fn doubt(&self) -> Option<Arc<str>> {
         self.books().doubt.as_ref().map(|doubt| Arc::clone(&doubt.why))
     }
 
-    /// How far the sale is, as the stock said last.
+    /// The sale's progress, by the stock's last reply.
     pub fn sale(&self) -> Option<Standpoint> {
         let level = self.level.load();
         let item = self.item.name().to_owned();
         level.epoch.map(|epoch| Standpoint { item, epoch, term: level.term, serial: level.serial })
     }
 
-    /// The same, as it says when it is asked after this; `None` unless the sale goes on then.
+    /// The same, from a call made after this; `None` unless the sale is usable then.
     pub async fn said_since(&self, asked: Instant) -> Option<Standpoint> {
         let mut replies = self.replies.subscribe();
         while self.level.load().asked <= asked {
@@ -156,8 +156,7 @@ impl Till {
         self.sale().filter(|_| self.level.load().doubt().is_none())
     }
 
-    /// Does not believe the stock any more, as long as it speaks of this sale in this term: until
-    /// its books were held against the ledger.
+    /// Distrusts the stock about this sale in this term, until its books are reconciled with the ledger.
     pub fn distrust(&self, sale: &Standpoint, why: &str) {
         let level = self.level.load();
         if (level.epoch, level.term) == (Some(sale.epoch), sale.term) {
@@ -166,18 +165,18 @@ impl Till {
         }
     }
 
-    /// Believes the stock again: what was in doubt was decided elsewhere.
+    /// Trusts the stock again: the doubt was resolved elsewhere.
     pub fn trust(&self) {
         self.books().doubt = None;
     }
 
-    /// The newest sale that the ledger knows: one that begins by a counter set by hand gets a later
-    /// name, whatever the clock says.
+    /// Sets the newest sale in the ledger: a sale begun by a counter set by hand gets a later epoch, whatever
+    /// the clock says.
     pub fn knows_newest(&self, newest: Uuid) {
         self.books().newest = Some(newest);
     }
 
-    /// Entries in the outbox, as last heard.
+    /// Entries in the outbox, by the last reply.
     pub fn open_entries(&self) -> u64 {
         self.level.load().open
     }
@@ -190,18 +189,18 @@ impl Till {
         self.level.load().doubt().map_or(Ok(()), |doubt| Err(format!("{}: {doubt}", self.item)))
     }
 
-    /// Whether the stock has replied at least once, good or bad.
+    /// Whether the stock has replied at least once, successfully or not.
     pub fn is_refreshed(&self) -> bool {
         *self.replies.borrow() > 0
     }
 
     /// Waits until it has.
     pub async fn refreshed(&self) {
-        // Ends with an error only when the till does.
+        // Fails only when the till is dropped.
         let _ = self.replies.subscribe().wait_for(|replies| *replies > 0).await;
     }
 
-    /// Puts an attempt into the queue and waits at the desk for its answer.
+    /// Queues an attempt and waits at the mailbox for its answer.
     pub async fn attempt(&self, desk: &Desk, attempt: Attempt) -> Purchase {
         let order = attempt.order;
         let (buyer, answered) = desk.wait();
@@ -227,25 +226,25 @@ impl Till {
         remembered.then_some(Standing::Accepted)
     }
 
-    /// Appends a batch of the outbox once more, unless it is on its way.
+    /// Appends a batch of the outbox again, unless it is in flight.
     pub fn announce(self: &Arc<Self>, batch: Batch) -> Arc<Receipt> {
         Arc::clone(&self.launch(Arc::new(batch), None).receipt)
     }
 
-    /// Whether this batch is on its way into the journal, or there already.
+    /// Whether this batch is in flight to the journal, or there already.
     pub fn has(&self, batch: Uuid) -> bool {
         self.books().flights.contains_key(&batch)
     }
 
-    /// Takes no more attempts; returns when those in hand were answered, what they took was
-    /// acknowledged or given up, and the stock was told.
+    /// Stops accepting attempts; returns when those in flight are answered, what they took is acknowledged or
+    /// given up, and the stock has settled it.
     pub async fn close(self: &Arc<Self>) {
         self.closing.send_replace(true);
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(running) = running {
             let _ = running.await;
         }
-        // Whoever holds all permits knows that no call is under way.
+        // Holding all permits means no call is in flight.
         let Ok(_all) = self.calls.acquire_many(CALLS_IN_FLIGHT as u32).await else { return };
         let flights: Vec<_> = self.books().flights.values().cloned().collect();
         for flight in flights {
@@ -263,7 +262,7 @@ impl Till {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Batches what waits, for as long as the till is open.
+    /// Batches waiting attempts while the till is open.
     async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<Waiting>) {
         let mut refresh = tokio::time::interval(REFRESH_EVERY);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -274,7 +273,7 @@ impl Till {
             tokio::select! {
                 biased;
                 Ok(()) = closing.changed() => {
-                    // What is in the queue still comes; then there is nothing to wait for.
+                    // Drain what is queued, then stop.
                     queue.close();
                     continue;
                 }
@@ -319,7 +318,7 @@ impl Till {
             }
         };
         let (Reply { epoch, left, taken, outcomes, standing, .. }, not_taken) = reply;
-        // Sold out is sold out, also while the journal is away.
+        // Sold out wins over an unavailable journal.
         let not_taken = match (left, not_taken) {
             (Some(0), Purchase::Unavailable) => Purchase::SoldOut,
             (_, not_taken) => not_taken,
@@ -327,7 +326,7 @@ impl Till {
         let flight = taken.map(|batch| self.launch(Arc::new(batch), Some(asked)));
         let flights: BTreeMap<Uuid, Arc<Flight>> =
             standing.into_iter().map(|batch| (batch.id, self.launch(Arc::new(batch), None))).collect();
-        // The next call may go: what is left to do is between the journal and these buyers.
+        // The next call may start: the rest concerns only the journal and these answers.
         drop(permit);
 
         let (mut answers, mut later) = (Answers::default(), Vec::new());
@@ -363,7 +362,7 @@ impl Till {
         let mut answers = Answers::default();
         for (buyer, flight, index) in later {
             if !flight.receipt.is_done() {
-                // Whoever has an answer does not wait for those who have none yet.
+                // Deliver the finished answers before waiting for the others.
                 answers = Answers::default();
                 let _ = timeout_at(deadline, flight.receipt.done()).await;
             }
@@ -371,8 +370,8 @@ impl Till {
         }
     }
 
-    /// Asks the stock, and shows what it said. With the reply: what those are told who were not
-    /// served because nothing was to be taken.
+    /// Calls the stock and publishes its reply as the level. Also returns the answer for attempts not served
+    /// because taking was off.
     async fn ask(&self, attempts: Vec<Attempt>) -> Result<(Reply, Purchase), StockError> {
         let number = self.last_call.fetch_add(1, Ordering::Relaxed) + 1;
         let level = self.level.load();
@@ -422,7 +421,7 @@ impl Till {
                 Level { asked, shut: false, trouble: Some(error.to_string().into()), ..(**level).clone() }
             }
         };
-        // Two calls may answer out of order; the later question knows better.
+        // Replies may arrive out of order; the later call wins.
         if number > books.shown {
             books.shown = number;
             self.show(shown);
@@ -446,7 +445,7 @@ impl Till {
         self.level.store(Arc::new(level));
     }
 
-    /// Sends a batch on its way into the journal, or finds it there.
+    /// Appends a batch to the journal, or finds its append in flight.
     fn launch(self: &Arc<Self>, batch: Arc<Batch>, asked: Option<Instant>) -> Arc<Flight> {
         let mut books = self.books();
         if let Some(flight) = books.flights.get(&batch.id) {
@@ -458,21 +457,21 @@ impl Till {
         drop(books);
         let (till, flown) = (Arc::clone(self), Arc::clone(&flight));
         tokio::spawn(async move {
-            // A notice may be lost with the producer that was to give it.
+            // Bounded: a delivery report may be lost with its producer.
             let _ = timeout(GIVEN_UP_AFTER, flown.receipt.done()).await;
             till.land(&flown);
         });
         flight
     }
 
-    /// The journal has said all it will say of this batch.
+    /// The journal is done with this batch.
     fn land(&self, flight: &Flight) {
-        // Before anybody may find it settled.
+        // Before the batch can be seen as settled.
         flight.in_time.store(flight.in_time(), Ordering::Release);
         let mut books = self.books();
         let id = flight.batch.id;
         if !flight.receipt.complete() {
-            // The outbox keeps it, and it will be announced again.
+            // Still in the outbox: the relay appends it again.
             books.flights.remove(&id);
         } else if books.flights.contains_key(&id) && !books.settled.contains(&id) {
             books.settled.push(id);
@@ -480,7 +479,7 @@ impl Till {
     }
 }
 
-/// A success that comes too late is not told as one.
+/// Downgrades a success that comes too late to pending.
 fn tell(asked: Instant, told: Purchase) -> Purchase {
     match told {
         Purchase::Bought { order, epoch, .. } if elapsed(asked) > TELL_WITHIN => {

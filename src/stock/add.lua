@@ -11,7 +11,7 @@ if is ~= 'hash' and is ~= 'none' then return redis.error_reply('BADKEY ' .. BOOK
 local here = life()
 if not here then return NO_LIFE end
 local epoch, run, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'run', 'shut'))
--- What is added to a sale whose books are made anew would be lost.
+-- A rebuild of the books would lose what is added meanwhile.
 if shut or (epoch and run ~= here) then
   return redis.error_reply('SHUT the books of ' .. COUNTER .. ' are being checked, or lack something')
 end

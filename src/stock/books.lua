@@ -1,4 +1,4 @@
--- What Redis knows of an item, at one moment; changes nothing.
+-- Snapshot of what Redis holds of an item; read-only.
 --
 -- KEYS  counter, book, books
 -- Returns the counter, fields of the book, the earlier books, this life of the data.

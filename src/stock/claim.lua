@@ -1,18 +1,17 @@
--- Who has a sale for itself while its books are looked at. A claim that its owner does not renew
--- is one that others may take over: `beat` counts the renewals, and whoever saw it stand still
--- for long enough names it.
+-- Exclusive claim to a sale while its books are checked. `beat` counts the owner's renewals: a caller that
+-- saw it stand still for long enough names owner and beat, and takes the claim over.
 --
 -- KEYS  book
 -- ARGV  id, what, the id and the beat to take over from
---   what: 'reopen'    unless the sale is open and believed, or has no book
---         'doubt'     also one that is open and believed
---         'restore'   also what has no book; waits in line for whoever has it
---         'overrule'  as 'restore', and also what is open and believed
---         'renew'     still mine; here the third is the life of the data in which it was claimed
---         'release'   no longer mine; the sale stays shut
---         'drop'      no longer mine, and there is no sale: whoever sets its counter begins one
--- Returns false when there is nothing to claim (or, for the last two, the claim is not the
--- caller's); else whose it is, its beat, this life of the data, epoch, serial.
+--   what: 'reopen'    unless the sale is open and trusted, or has no book
+--         'doubt'     also one that is open and trusted
+--         'restore'   also what has no book; waits in line behind the owner
+--         'overrule'  as 'restore', and also what is open and trusted
+--         'renew'     keep it; the third argument is the life of the data in which it was claimed
+--         'release'   give it back; the sale stays shut
+--         'drop'      give it back without a sale: a counter set by hand begins one
+-- Returns false when there is nothing to claim (or, for the last three, the claim is not the caller's; also
+-- after a drop); else the owner, its beat, this life of the data, epoch, serial.
 local BOOK, ID, WHAT = KEYS[1], ARGV[1], ARGV[2]
 local FREE = 'free'
 local is = redis.call('TYPE', BOOK).ok
@@ -29,7 +28,7 @@ if WHAT == 'renew' or WHAT == 'release' or WHAT == 'drop' then
     redis.call('DEL', BOOK)
     return false
   else
-    -- To whoever waits for it, before anybody else comes.
+    -- Hand over to the next in line, before any other caller.
     shut = next or FREE
     redis.call('HSET', BOOK, 'shut', shut, 'beat', 0)
     redis.call('HDEL', BOOK, 'next')

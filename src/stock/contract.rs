@@ -1,4 +1,4 @@
-//! What every stock keeps, as one test that all of them pass.
+//! The contract of every stock, as one test that all implementations pass.
 
 use uuid::Uuid;
 
@@ -6,7 +6,7 @@ use super::{Call, Outcome, Reply, Stock};
 use crate::clock::moment;
 use crate::sale::{Attempt, Item};
 
-/// A call for these attempts: `None` is anonymous.
+/// A call for these attempts; `None` is anonymous.
 pub(crate) fn call(names: &[Option<&str>], taking: bool) -> Call {
     Call {
         id: Uuid::now_v7(),
@@ -29,7 +29,7 @@ fn order_of(reply: &Reply, index: usize) -> Uuid {
     }
 }
 
-/// Runs the contract on an item that nobody has used.
+/// Runs the contract on an unused item.
 pub(crate) async fn keeps_the_contract(stock: &dyn Stock, item: &Item) {
     let absent = stock.take(item, &call(&[None, Some("a")], true)).await.expect("an answer");
     assert_eq!(absent.outcomes, [Outcome::NotOnSale, Outcome::NotOnSale]);
@@ -45,7 +45,7 @@ pub(crate) async fn keeps_the_contract(stock: &dyn Stock, item: &Item) {
     let fresh = stock.take(item, &call(&[], true)).await.expect("a refresh");
     assert_eq!((fresh.left, fresh.epoch), (Some(5), Some(epoch)));
 
-    // A name that comes twice in a batch takes once; serials and what remains go together.
+    // A name repeated in a batch takes once; serial and remaining count match.
     let first = call(&[None, Some("a"), Some("a"), None], true);
     let reply = stock.take(item, &first).await.expect("an answer");
     let batch = reply.taken.clone().expect("taken");
@@ -65,14 +65,14 @@ pub(crate) async fn keeps_the_contract(stock: &dyn Stock, item: &Item) {
     assert_eq!(looked.outcomes[1..], [Outcome::NotTaken, Outcome::NotTaken]);
     assert_eq!(looked.left, Some(2));
 
-    // As many as there are, and a winner is known after the last unit is gone.
+    // Takes no more than there are; a winner stays known after the last unit is gone.
     let rest = stock.take(item, &call(&[Some("a"), None, None, None], true)).await.expect("an answer");
     assert_eq!(rest.taken.as_ref().map(|batch| (batch.serial, batch.attempts.len())), Some((4, 2)));
     assert_eq!(rest.outcomes.iter().filter(|outcome| **outcome == Outcome::SoldOut).count(), 1);
     let after = stock.take(item, &call(&[Some("a"), Some("c")], true)).await.expect("an answer");
     assert_eq!(order_of(&after, 0), winner);
     assert_eq!(after.outcomes[1], Outcome::SoldOut);
-    // Whoever got nothing may try again when there is more.
+    // A sold-out attempt may retry when there is more.
     assert_eq!(stock.add(item, 1).await.expect("an answer"), Some(1));
     let late = stock.take(item, &call(&[Some("c")], true)).await.expect("an answer");
     assert_eq!(late.taken.as_ref().map(|batch| batch.serial), Some(6));
@@ -81,7 +81,7 @@ pub(crate) async fn keeps_the_contract(stock: &dyn Stock, item: &Item) {
     let book = &books[0];
     assert_eq!((book.seeded, book.left, book.serial, book.on_sale), (6, 0, 6, true));
 
-    // A new sale forgets who bought, and keeps the old books.
+    // A new sale forgets the winners and keeps the old books.
     let next = Uuid::now_v7();
     stock.seed(item, 2, next).await.expect("seeded");
     let again = stock.take(item, &call(&[Some("a")], true)).await.expect("an answer");

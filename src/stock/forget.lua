@@ -1,7 +1,7 @@
--- Puts away what is kept of earlier sales, and of an item that is over.
+-- Removes what is kept of earlier sales, and of an item that is over.
 --
 -- KEYS  counter, book, books, outbox, attempts
--- ARGV  1: of the item whatever there is, if it is not on sale; then epochs of earlier sales
+-- ARGV  1: everything of the item, if it is not on sale; then epochs of earlier sales
 -- Returns whether nothing of the item is left.
 local COUNTER, BOOK, BOOKS, OUTBOX, ATTEMPTS = unpack(KEYS)
 if #ARGV > 1 then redis.call('HDEL', BOOKS, unpack(ARGV, 2)) end

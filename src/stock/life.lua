@@ -1,6 +1,5 @@
--- Which life of its data this is: the process, and the history that it replicates or began. A
--- restart changes the first; a promotion, a full resynchronisation or a demotion the second.
--- False where this Redis does not say both.
+-- Identifies the life of the data: the process and its replication history. A restart changes the first; a
+-- promotion, a full resynchronisation or a demotion the second. False if this Redis does not report both.
 local function life()
   local server, replication = redis.pcall('INFO', 'server'), redis.pcall('INFO', 'replication')
   local run = type(server) == 'string' and server:match('run_id:(%x+)')

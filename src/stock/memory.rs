@@ -1,7 +1,7 @@
-//! The embedded world's stock: in memory, rebuilt from the journal; taking is the group commit.
+//! In-memory stock of the embedded world, rebuilt from the journal; a take is the group commit.
 //!
-//! A batch is decided on what memory says and written at the journal's next offset in one
-//! insert. Only when that is on disk does memory change, so nothing has to be taken back.
+//! A batch is decided in memory and written at the journal's next offset in one insert. Memory changes only
+//! once that is on disk, so nothing is ever rolled back.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub struct MemoryStock {
     shelves: Mutex<Shelves>,
 }
 
-/// All that follows from the journal up to `next`.
+/// The state derived from the journal up to `next`.
 #[derive(Default)]
 struct Shelves {
-    /// The offset of the first row not yet seen.
+    /// The offset of the next unread row.
     next: i64,
-    /// The last write failed: nothing is taken until the file can be written again.
+    /// The last write failed: nothing is taken until the file is writable again.
     failed: bool,
     items: BTreeMap<String, Shelf>,
 }
@@ -44,7 +44,7 @@ struct Running {
     epoch: Uuid,
     seeded: u64,
     serial: u64,
-    /// A `HashMap` of a million takes twice the time: as it grows it hashes every name again.
+    /// A `HashMap` of a million takes twice the time: growing rehashes every name.
     attempts: IndexMap<String, Known>,
 }
 
@@ -105,7 +105,7 @@ impl Shelves {
         }
     }
 
-    /// What the call would bring, without doing it.
+    /// Computes the call's result without applying it.
     fn decide(&self, item: &Item, call: &Call) -> Reply {
         let Some(running) = self.items.get(item.name()).map(|shelf| &shelf.running) else {
             return Reply { outcomes: vec![Outcome::NotOnSale; call.attempts.len()], ..Reply::default() };
@@ -171,11 +171,11 @@ impl MemoryStock {
         Ok(stock)
     }
 
-    /// Sees what is in the journal by now.
+    /// Applies what is new in the journal.
     async fn catch_up(&self, shelves: &mut Shelves) -> Result<(), String> {
         let mut read = self.journal.read(shelves.next).await?;
         while let Some(rows) = read {
-            // SQLite's own thread reads on while these are seen.
+            // SQLite's thread reads ahead while these are applied.
             let (more, seen) = tokio::join!(self.journal.read(rows.last + 1), async { shelves.see(&rows) });
             seen?;
             read = more?;
@@ -208,13 +208,13 @@ impl Stock for MemoryStock {
                     shelves.next = at + batch.attempts.len() as i64;
                     return Ok(reply);
                 }
-                // A seed came in between: see it and decide again.
+                // A seed came in between: apply it and decide again.
                 Err(WriteError::Overtaken) => {
                     self.catch_up(&mut shelves).await.map_err(StockError::Refused)?
                 }
                 Err(WriteError::Failed(error)) => {
                     shelves.failed = true;
-                    // The file itself tells what became of it: all of it is there, or none.
+                    // Read the file back for the outcome: all of the batch is there, or none.
                     let first = batch.attempts.first().map(|attempt| attempt.order);
                     let ours = self.journal.read(at).await.and_then(|rows| {
                         let Some(rows) = rows else { return Ok(false) };
@@ -226,7 +226,7 @@ impl Stock for MemoryStock {
                     if !ours {
                         return Err(StockError::Refused(error));
                     }
-                    // It may be a file that nobody will read again.
+                    // The file may have been replaced, so nothing reads this one again.
                     return self.journal.in_place().await.map(|()| reply).map_err(StockError::Silent);
                 }
             }
@@ -313,7 +313,7 @@ mod tests {
         assert_eq!(Some(known.order), taken.taken.map(|batch| batch.attempts[0].order));
     }
 
-    /// More rows than are read at once.
+    /// More rows than one read returns.
     #[tokio::test]
     async fn rebuilt_from_a_long_journal_it_is_the_same() {
         let folder = tempfile::tempdir().expect("a folder");

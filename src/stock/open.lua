@@ -1,7 +1,7 @@
--- Opens a sale that was claimed under this id, in the life of the data that was looked at.
+-- Opens a sale claimed under this id, in the life of the data that was checked.
 --
 -- KEYS  counter, book, books, outbox, attempts, attempts to put in their place
--- ARGV  id, life, term, and to set the book anew: epoch, serial, left
+-- ARGV  id, life, term, and to rebuild the book: epoch, serial, left
 -- Returns 1, or 0 when the claim is another's by now, or this is another life.
 local COUNTER, BOOK, BOOKS, OUTBOX, ATTEMPTS, NEW = unpack(KEYS)
 local here = life()
@@ -10,7 +10,7 @@ local epoch, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'shut'))
 if shut ~= ARGV[1] or here ~= ARGV[2] then return 0 end
 if ARGV[4] then
   if epoch and epoch ~= ARGV[4] then
-    -- An operator chose another sale: this one's books are kept with the earlier ones.
+    -- An operator chose another sale: keep this one's books with the earlier ones.
     local book = redis.call('HMGET', BOOK, 'serial', 'left', 'seeded')
     redis.call('HSET', BOOKS, epoch, table.concat({ book[1] or '0', book[2] or '0', book[3] or '0' }, ' '))
   end
@@ -18,14 +18,14 @@ if ARGV[4] then
   local seeded = string.format('%.0f', tonumber(ARGV[5]) + tonumber(ARGV[6]))
   redis.call('HSET', BOOK, 'epoch', ARGV[4], 'serial', ARGV[5], 'left', ARGV[6], 'seeded', seeded)
   redis.call('SET', COUNTER, ARGV[6])
-  -- Unlinked, not deleted: to free millions of fields takes a second, in which nobody is served.
+  -- UNLINK, not DEL: freeing millions of fields blocks Redis for a second.
   redis.call('UNLINK', ATTEMPTS)
   if redis.call('EXISTS', NEW) == 1 then
     redis.call('RENAME', NEW, ATTEMPTS)
     redis.call('PERSIST', ATTEMPTS)
   end
 end
--- All that stood in it is in the ledger by now, or is void.
+-- Its entries are all in the ledger by now, or void.
 redis.call('UNLINK', OUTBOX)
 redis.call('HSET', BOOK, 'run', here, 'term', ARGV[3])
 redis.call('HDEL', BOOK, 'shut', 'beat', 'next')

@@ -1,4 +1,4 @@
-//! The stock in Redis: an operator's plain counter, and its books beside it.
+//! Redis stock: an operator's plain counter, and its books beside it.
 
 mod link;
 mod promise;
@@ -20,19 +20,19 @@ use super::{Book, Call, Claim, Claimed, Entries, EntryName, Opening, Owner, Repl
 use crate::sale::{Batch, Item};
 use link::Link;
 
-/// Keys looked at in one step of the search for counters: well under a millisecond of Redis' time.
+/// Keys scanned in one step of the search for counters: well under a millisecond of Redis' time.
 const SCAN_COUNT: usize = 1000;
-/// Winners written at once when attempts are made anew.
+/// Winners written at once when attempts are rebuilt.
 const RECORDS_AT_ONCE: usize = 1000;
-/// How long attempts made anew stay when whoever made them dies before they are put in place, in
-/// seconds: longer than any reopening.
+/// TTL of staged attempts, in seconds, if the process dies before it puts them in place: longer than any
+/// reopening.
 const PREPARED_FOR_S: u32 = 3600;
 /// The set of all items' names.
 const ITEMS: &str = "seckill:items";
-/// The counters that operators set, but for the default item's.
+/// The counters that operators set, except the default item's.
 const COUNTERS: &str = "counter:*";
 
-/// A single Redis, spoken to through a few connections of its own.
+/// A single Redis and its connection pool.
 pub struct RedisStock {
     link: Link,
     take: Script,
@@ -42,7 +42,7 @@ pub struct RedisStock {
     open: Script,
     books: Script,
     forget: Script,
-    /// Where the search for counters goes on.
+    /// Cursor of the search for counters.
     searched: AtomicU64,
 }
 
@@ -67,14 +67,14 @@ impl Keys {
         }
     }
 
-    /// Where winners are made ready for an opening.
+    /// Where winners are staged for an opening.
     fn prepared(&self, id: Uuid) -> String {
         format!("{}:{id}", self.attempts)
     }
 }
 
 impl RedisStock {
-    /// Prepares to speak to the Redis at `url`; connects when first asked.
+    /// Creates a client of the Redis at `url`; connects on first use.
     ///
     /// # Errors
     /// When the URL cannot be used; the message does not contain it.
@@ -92,8 +92,7 @@ impl RedisStock {
         })
     }
 
-    /// A question that changes nothing, or may be asked again: an answer that cannot be read is
-    /// a value put there by hand, and `about` names it.
+    /// A read, or an idempotent call: an unreadable answer is a value set by hand, named by `about`.
     async fn read<T: FromRedisValue>(&self, about: &str, command: &redis::Cmd) -> Result<T, StockError> {
         let answer = self.link.ask(async |connection| command.query_async(connection).await).await;
         let answer = answer.map_err(|error| match error {
@@ -106,7 +105,7 @@ impl RedisStock {
 }
 
 impl RedisStock {
-    /// What a call sends to Redis.
+    /// The script invocation of a call.
     pub fn taking<'s>(&'s self, item: &Item, call: &Call) -> ScriptInvocation<'s> {
         let keys = Keys::of(item);
         let (named, anonymous) = call.by_name();
@@ -139,8 +138,7 @@ impl RedisStock {
         script
     }
 
-    /// An error that names the first of an item's keys that is of another type than ours: Redis
-    /// itself says only that one of those asked for is.
+    /// An error that names the item's first key of a wrong type: Redis itself says only that one of them is.
     async fn well_typed(&self, keys: &Keys) -> Result<(), StockError> {
         let wanted = [
             (&keys.counter, "string"),
@@ -159,12 +157,12 @@ impl RedisStock {
     }
 }
 
-/// A script of ours, which may ask which life of its data this Redis is.
+/// Prefixes a script with `life.lua`.
 fn script(body: &str) -> Script {
     Script::new(&[include_str!("life.lua"), body].concat())
 }
 
-/// What Redis said; our own scripts name the key.
+/// Redis' error message; our own scripts name the key.
 fn words(error: &RedisError) -> String {
     match (error.code(), error.detail()) {
         (Some("BADKEY" | "SHUT" | "OUTDATED" | "NOLIFE"), Some(detail)) => format!("redis: {detail}"),
@@ -314,7 +312,7 @@ impl Stock for RedisStock {
             let mut command = redis::cmd("HSET");
             command.arg(&prepared);
             for sale in winners {
-                // Not in the outbox any more: no batch.
+                // No longer in the outbox: no batch.
                 let record = format!("{} {} {}", sale.order, sale.remaining, Uuid::nil());
                 command.arg(sale.attempt.as_deref()).arg(record);
             }
@@ -363,7 +361,7 @@ impl Stock for RedisStock {
             let answer = self.read("CONFIG GET", redis::cmd("CONFIG").arg("GET").arg(name)).await;
             match answer {
                 Ok(told) => settings.extend::<HashMap<String, String>>(told),
-                // It answered just now: it may not be asked.
+                // It answered just now, so `CONFIG` is forbidden.
                 Err(StockError::Refused(why)) => return Ok(vec![promise::not_told(&why)]),
                 Err(silent @ StockError::Silent(_)) => return Err(silent),
             }

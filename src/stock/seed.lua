@@ -1,5 +1,5 @@
--- Begins a new sale: the old book to the earlier ones, a new epoch, attempts forgotten. The
--- outbox stays: its entries carry their own epoch.
+-- Begins a new sale: moves the old book to the earlier ones, sets a new epoch, drops attempts. The outbox
+-- stays: its entries carry their own epoch.
 --
 -- KEYS  counter, book, books, attempts
 -- ARGV  epoch, units
@@ -25,25 +25,25 @@ if not kind(BOOKS, 'hash') then return redis.error_reply('BADKEY ' .. BOOKS .. '
 local run = life()
 if not run then return NO_LIFE end
 local epoch, last, shut = unpack(redis.call('HMGET', BOOK, 'epoch', 'run', 'shut'))
--- Named already, now or before a later one: a call that is late, or sent again.
+-- Seeded already, as the running sale or an earlier one: a late or repeated call.
 if epoch == ARGV[1] or redis.call('HEXISTS', BOOKS, ARGV[1]) == 1 then return 0 end
 if shut or (epoch and last ~= run) then
   return redis.error_reply('SHUT the books of ' .. COUNTER .. ' are not complete, or not checked yet')
 end
--- Of two that are begun at once the later stays, here as in the ledger: names begin with the time.
+-- Of two concurrent seeds the later wins, here as in the ledger: epochs begin with the time.
 if epoch and #epoch == 36 and epoch > ARGV[1] then
   return redis.error_reply('OUTDATED another sale of ' .. COUNTER .. ' was begun in the same moment, ' .. epoch)
 end
 local stands = redis.pcall('GET', COUNTER)
 if epoch then
-  -- What was left is withdrawn; what an operator did since the last batch still counts.
+  -- Withdraws what was left; counts an operator's changes since the last batch.
   local book = redis.call('HMGET', BOOK, 'serial', 'left', 'seeded')
   local serial, left, seeded = whole(book[1]), whole(book[2]), whole(book[3])
   local now = type(stands) == 'string' and whole(stands) or 0
   redis.call('HSET', BOOKS, epoch, table.concat({ text(serial), text(now), text(seeded + now - left) }, ' '))
 end
 redis.call('SET', COUNTER, ARGV[2])
--- Unlinked, not deleted: to free millions of winners takes a second, in which nobody is served.
+-- UNLINK, not DEL: freeing millions of winners blocks Redis for a second.
 redis.call('UNLINK', ATTEMPTS, BOOK)
 redis.call('HSET', BOOK, 'epoch', ARGV[1], 'serial', '0', 'left', ARGV[2], 'seeded', ARGV[2],
   'term', '0', 'run', run)

@@ -1,7 +1,6 @@
--- Settles, looks up and takes, for a whole batch of attempts of one item.
+-- Settles, looks up and takes, for a batch of attempts of one item.
 --
--- Every key it needs is read and checked before the first is written: what a script has written
--- when it fails is not undone.
+-- Reads and checks every key before the first write: Redis does not roll back a failed script.
 --
 -- KEYS  counter, book, outbox, attempts
 -- ARGV  offered epoch, micros now, batch, may take (1/0),
@@ -9,13 +8,13 @@
 --       named attempts n, n names, n orders, settled batches …
 local COUNTER, BOOK, OUTBOX, ATTEMPTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local LINE = 37
--- Beyond it a Lua number is not exact.
+-- The largest exact integer in Lua.
 local MAX = 9007199254740991
 
 local function wrong(key, why)
   return redis.error_reply('BADKEY ' .. key .. ': ' .. why)
 end
--- Not `tostring`, which is exact to 14 digits only.
+-- `tostring` is exact to 14 digits only.
 local format = string.format
 local function text(number)
   return format('%d', number)
@@ -51,16 +50,15 @@ if epoch and not (#epoch == 36 and count(serial) and count(left) and count(seede
     and seeded + stands - left <= MAX) then
   return wrong(BOOK, 'something in it is missing or wrong')
 end
--- Somebody took its name away: that is no new sale.
+-- A book without its epoch was edited by hand; it is no new sale.
 if not epoch and (book[2] or book[3] or book[4]) then return wrong(BOOK, 'its epoch is missing') end
 
 local open = redis.pcall('HLEN', OUTBOX)
 if type(open) == 'table' then return wrong(OUTBOX, 'not a hash') end
--- Also when nobody with a name asks: an item is unavailable to all or to none.
+-- Checked without named attempts too: an item is unavailable to all or to none.
 if type(redis.pcall('HLEN', ATTEMPTS)) == 'table' then return wrong(ATTEMPTS, 'not a hash') end
 
--- Data that was restarted, replaced or put back is not believed until its books were shown to be
--- complete.
+-- Data that was restarted, replaced or restored is not trusted until its books are proven complete.
 local here = life()
 if not here then return NO_LIFE end
 if shut or (epoch and run ~= here) then
@@ -80,13 +78,13 @@ if not epoch and counter then
   epoch, serial, left, seeded, term = ARGV[1], 0, stands, stands, '0'
   run, dirty = here, true
 elseif epoch and stands ~= left then
-  -- What an operator did since the last batch.
+  -- An operator's changes since the last batch.
   seeded, left, dirty = seeded + stands - left, stands, true
 end
 
 local may = counter and ARGV[4] == '1'
 local units = may and left or 0
--- An outcome is the place among those taken, 0 for none, or what was known.
+-- An outcome is the index among those taken, 0 for none, or the known record.
 local outcomes, lines, names, mine, entries, shown = {}, {}, {}, {}, {}, {}
 local taken, batch = 0, ' ' .. ARGV[3]
 for i = 1, named do
@@ -117,7 +115,7 @@ end
 local unnamed = math.min(anonymous, units - taken)
 taken = taken + unnamed
 
--- Write: the counter first, since a Redis that is out of memory refuses the first write only.
+-- Write: the counter first, since a Redis out of memory refuses only the first write.
 local first, remaining = 0, 0
 if taken > 0 then
   first, remaining = serial + 1, left - 1

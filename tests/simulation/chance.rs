@@ -1,4 +1,4 @@
-//! Where every choice of a run comes from: one number, the seed.
+//! The random source of a run: one seed.
 
 /// SplitMix64: small, and good enough to choose faults.
 #[derive(Debug, Clone)]
@@ -19,12 +19,12 @@ impl Chance {
         z ^ (z >> 31)
     }
 
-    /// From `low` to `high`, both possible.
+    /// From `low` to `high`, both inclusive.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
         low + self.next() % (high - low + 1)
     }
 
-    /// True so many times in a thousand.
+    /// True this many times in a thousand.
     pub fn in_thousand(&mut self, times: u64) -> bool {
         self.next() % 1000 < times
     }

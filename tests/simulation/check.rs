@@ -1,4 +1,4 @@
-//! The check of the books, from outside: what buyers were told, against what is recorded.
+//! The invariant check, from outside: buyers' answers against recorded sales.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,11 +11,10 @@ use uuid::Uuid;
 
 use crate::run::Run;
 
-/// From what the ledger knows until no node sells of that sale, with the ledger's answers slow and
-/// lost now and then.
+/// From the ledger's detection until no node sells of that sale, with some ledger answers slow or lost.
 const NOTICED_WITHIN: Duration = Duration::from_secs(15);
 
-/// Everything that is wrong; each begins with the name of the rule.
+/// All violations; each starts with the name of its rule.
 pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
     let told = run.told.lock().expect("not poisoned");
     let mut state = run.sim.state();
@@ -25,8 +24,8 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         (*run.by_hand.lock().expect("not poisoned"), *run.lossy.lock().expect("not poisoned"));
     let rewound = *run.rewound.lock().expect("not poisoned");
     let mut wrong = std::mem::take(&mut state.seen_wrong);
-    // Data that went back, and nothing said so: what a node sells that never knew better is put
-    // aside, is named, and ends soon after.
+    // Data went back unnoticed: what an unaware node sells is set aside and named, and selling ends soon
+    // after.
     let excused = |order: Uuid, began: Instant| {
         let aside = books.conflicts.values().find(|(sale, _)| sale.order == order);
         let (Some(rewound), Some((sale, reason))) = (rewound, aside) else { return false };
@@ -67,7 +66,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
                 }
             }
         }
-        // Not taken, says the answer; so there is no row.
+        // The answer says "not taken", so there is no row.
         let refused = !matches!(one.said, None | Some(Purchase::Bought { .. } | Purchase::Pending { .. }));
         if let (true, Some(order)) = (refused, one.order)
             && books.rows.contains_key(&order)
@@ -83,11 +82,11 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         let excused = told.iter().any(|one| one.order == Some(*order) && excused(*order, one.began));
         let wrongly = match found {
             OrderStatus::Recorded => !recorded,
-            // What a lost outbox held may still land.
+            // A message from a lost outbox may still land.
             OrderStatus::Unknown => (bought && !excused) || (recorded && !lossy),
             OrderStatus::Accepted => !recorded && !lossy,
             OrderStatus::Pending => false,
-            // Of a log that lost nothing, never.
+            // Never for a log that lost nothing.
             OrderStatus::Undecided => true,
         };
         if wrongly {
@@ -98,7 +97,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         }
     }
     for ((item, key, _), orders) in &winners {
-        // With the winners' names gone and nothing that says so, a name may win again, for a moment.
+        // With the winners' names silently lost, a name may win again for a moment.
         let won = told.iter().filter(
             |one| matches!(one.said, Some(Purchase::Bought { order, .. }) if orders.contains(&order)),
         );
@@ -110,7 +109,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         }
     }
 
-    // Those whose order the simulator does not know: by their number.
+    // Orders unknown to the simulator are matched by number.
     for item in items {
         let unknown = told
             .iter()
@@ -121,7 +120,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         let rows = books.rows.values().filter(|row| {
             row.sale.item == item.name() && row.sale.attempt.is_none() && !known.contains(&row.sale.order)
         });
-        // With the attempts left out of the messages every row looks anonymous.
+        // With attempts missing from the messages every row looks anonymous.
         let forgotten = run.sim.mutation == Some(crate::faults::Mutation::ForgetAttempt);
         if !forgotten && rows.count() > unknown {
             wrong.push(format!(
@@ -130,7 +129,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         }
     }
 
-    // A winner is told nothing but its order, or a failure.
+    // A winner only ever gets its order, or a failure.
     for one in told.iter().filter(|one| one.key.is_some()) {
         let no = matches!(
             one.said,
@@ -182,7 +181,7 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
         let shelf = state.redis.shelf(item).clone();
         let told_of = run.begun.lock().expect("not poisoned").clone();
         let mut after = state.begun.iter().skip_while(|begun| Some(**begun) != shelf.book.epoch).skip(1);
-        // Of two that were begun at once the later one is the one that was asked for later.
+        // Of two sales begun at once, the later epoch was requested later.
         let asked_later = |newer: &Uuid| shelf.book.epoch.is_some_and(|running| running < *newer);
         if rewound.is_none()
             && after.any(|newer| asked_later(newer) && told_of.contains(&(item.clone(), *newer)))
@@ -223,8 +222,8 @@ pub fn check(run: &Run, items: &[Item]) -> Vec<String> {
     wrong
 }
 
-/// Whether the product's own audit agrees that all is well. Of sales that Redis lost something of
-/// it may say that serials are missing.
+/// Whether the product's own audit agrees that all is well. Where Redis lost data it may report missing
+/// serials.
 pub fn audited(run: &Run, audit: &Result<Audit, Trouble>, well: bool) -> Option<String> {
     let lossy = *run.lossy.lock().expect("not poisoned");
     match audit {

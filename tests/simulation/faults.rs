@@ -1,8 +1,8 @@
-//! What may go wrong in a run, and which rules may be broken on purpose.
+//! Fault injection: what may go wrong in a run, and the mutations that disable a rule.
 
 use crate::chance::Chance;
 
-/// How often each thing goes wrong, in a thousand calls; 0 for what this run is spared.
+/// How often each fault occurs, per thousand calls; 0 if this run excludes it.
 #[derive(Debug, Clone, Default)]
 pub struct Faults {
     pub stock_refuses: u64,
@@ -21,11 +21,11 @@ pub struct Faults {
     pub ledger_away: u64,
     pub ledger_answer_lost: u64,
     pub ledger_moved: u64,
-    /// Transactions that are refused half-way.
+    /// Transactions that are refused halfway.
     pub ledger_refuses: u64,
-    /// So many rows at once, always; more take too long.
+    /// A constant row limit; larger statements time out.
     pub ledger_takes: Option<u64>,
-    // How many of each happen in a run.
+    // How many of each occur in a run.
     pub crashes: u64,
     pub consumer_crashes: u64,
     pub second_consumer: bool,
@@ -41,9 +41,9 @@ pub struct Faults {
     pub by_hand: u64,
     pub new_sales: u64,
     pub restores: u64,
-    /// How often the clocks of all machines jump, each by itself.
+    /// How often the clocks of all machines jump, independently.
     pub clocks: u64,
-    /// Units that a node sold while the journal was away, and died.
+    /// Units sold by a node while the journal was away, before it died.
     pub backlog: u64,
     pub journal_refuses: u64,
     pub journal_forgets: u64,
@@ -53,7 +53,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// A random part of all that can go wrong, each as often as chance has it.
+    /// A random subset of all faults, with random rates.
     pub fn draw(chance: &mut Chance) -> Self {
         let mut often = |most: u64| if chance.in_thousand(400) { chance.between(1, most) } else { 0 };
         let mut faults = Self {
@@ -84,7 +84,7 @@ impl Faults {
             by_hand: often(5),
             new_sales: often(2),
             restores: often(2),
-            // Drawn last, so that seeds of before mean what they meant.
+            // Drawn last, so that older seeds keep their meaning.
             failbacks: often(2),
             adds: often(3),
             journal_refuses: often(2),
@@ -92,21 +92,21 @@ impl Faults {
             markers: often(300),
             ..Self::default()
         };
-        // Rarer, since what is checked of a run is less once nobody can notice what happened.
+        // Rarer, since less can be checked once a loss goes unnoticed.
         if chance.in_thousand(150) {
             faults.rewinds = chance.between(0, 2);
             faults.flushes = chance.between(0, 1);
         }
-        // From a copy, so that seeds of before mean what they meant.
+        // From a copy, so that older seeds keep their meaning.
         let mut chance = chance.clone();
         if chance.in_thousand(300) {
             faults.clocks = chance.between(1, 300);
         }
-        // An outbox of thousands is slow also here.
+        // An outbox of thousands is slow here too.
         if chance.in_thousand(1) {
             faults.backlog = chance.between(1000, 3000);
         }
-        // Rarer still: once a log has lost something, what is checked is that everybody hears of it.
+        // Rarer still: after a log has lost something, the check is that every part reports it.
         if chance.in_thousand(100) {
             faults.cuts = chance.between(0, 2);
             faults.topics_made_anew = u64::from(faults.cuts == 0);
@@ -119,55 +119,55 @@ impl Faults {
     }
 }
 
-/// A rule taken out, in what is simulated: the product's code stays as it is.
+/// A disabled rule, in the simulation only: the product's code stays unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutation {
     /// take.lua does not compare `run`.
     BelieveARestart,
-    /// take.lua compares the process alone, not the history of its data.
+    /// take.lua compares only the process, not the history of its data.
     BelieveAProcess,
-    /// Units are added also while the sale is shut.
+    /// Units are also added while the sale is shut.
     AddWhileShut,
-    /// The reply does not say how far the book is.
+    /// The reply omits the progress of the book.
     HideSerial,
-    /// A book behind the ledger shuts nothing before a unit is sold twice.
+    /// A book behind the ledger keeps selling until a unit is sold twice.
     IgnoreWhatIsFurther,
-    /// A log that ends before what is recorded has nothing more to be recorded.
+    /// A log that ends before the checkpoint counts as caught up.
     EndBelowNextIsCaughtUp,
-    /// A reader begins where the log does, whatever stood before.
+    /// A reader starts where the log does, whatever was there before.
     SkipTheHead,
-    /// Sales are taken though the last one was refused.
+    /// Takes continue although the last sale was refused.
     TakeAfterARefusal,
     /// A conflict in the ledger shuts nothing.
     IgnoreConflicts,
     /// The consumer's transaction does not read the term.
     NoFence,
-    /// What is taken is not kept in the outbox.
+    /// Taken units are not kept in the outbox.
     SettleEarly,
-    /// A unit whose append is unknown is put back.
+    /// A unit with an unknown append result is put back.
     PutBack,
-    /// The journal acknowledges what it does not have.
+    /// The journal acknowledges what it does not store.
     AcknowledgeWithoutLanding,
-    /// After a wipe a counter set by hand goes on under the old name.
+    /// After a wipe a counter set by hand reuses the old epoch.
     ReuseEpoch,
-    /// The message does not say whose attempt it was.
+    /// The message omits the attempt.
     ForgetAttempt,
-    /// Winners are not looked up once all is sold.
+    /// Winners are not looked up once the sale is sold out.
     SkipLookUpWhenSoldOut,
-    /// The script writes, then finds that it cannot go on.
+    /// The script writes before its checks fail.
     WriteBeforeChecks,
-    /// What the ledger refuses for now is left out.
+    /// Temporarily refused batches are skipped.
     SkipRefused,
-    /// The reader begins at the group's offset, not at the ledger's.
+    /// The reader starts at the group's offset, not at the ledger's.
     SeekToGroup,
-    /// A take whose answer was lost is sent again.
+    /// A take whose answer was lost is retried.
     SendAgain,
-    /// A sale that was shut is counted at once.
+    /// A shut sale is counted at once.
     CountAtOnce,
-    /// Success is told whenever the journal acknowledges, however late.
+    /// Success is reported whenever the journal acknowledges, however late.
     TellLate,
-    /// A sale is begun without a word to the ledger.
+    /// A sale begins without a note in the ledger.
     SeedInStockAlone,
-    /// A master goes on though its replica hears nothing.
+    /// A master continues although its replica is cut off.
     SellWithoutReplica,
 }

@@ -1,5 +1,5 @@
-//! The simulated ledger: tables that can be copied. A transaction is a copy, posted to by the
-//! real procedure, that takes the tables' place or does not.
+//! The simulated ledger: copyable tables. A transaction is a copy that the real procedure posts to and that
+//! replaces the tables or is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,17 +24,17 @@ pub struct Books {
     /// By sale and term: how many conflicts were accepted, and the newest sale known then.
     pub restores: BTreeMap<(String, Uuid, u64), (u64, Uuid)>,
     pub archived: BTreeSet<(String, Uuid)>,
-    /// A mutation: terms are not read when posting.
+    /// A mutation: posting does not read terms.
     pub no_fence: bool,
-    /// Of the transaction under way.
+    /// Of the open transaction.
     pub patience: Patience,
 }
 
-/// What a transaction may still ask before it is refused for now; `None`: all it likes.
+/// How many statements a transaction may run before a temporary refusal; `None`: no limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Patience {
     pub calls: Option<u64>,
-    /// More rows at once take too long.
+    /// More rows at once time out.
     pub rows: Option<u64>,
 }
 
@@ -47,7 +47,7 @@ pub struct Recorded {
 }
 
 impl Books {
-    /// A statement of a transaction.
+    /// Counts a statement of a transaction.
     fn asked(&mut self, rows: usize) -> Result<(), LedgerError> {
         let refused = |why: &str| LedgerError::Away(why.to_owned());
         if let Some(calls) = &mut self.patience.calls {
@@ -59,7 +59,7 @@ impl Books {
         Ok(())
     }
 
-    /// A mutation: what was refused is taken for posted.
+    /// A mutation: treats a refused batch as posted.
     pub fn skip(&mut self, batch: &Batch) -> Posted {
         let mut posted = Posted::default();
         for part in &batch.parts {
@@ -86,7 +86,7 @@ impl Books {
         }
     }
 
-    /// Takes back that a sale began, if nothing of it was sold.
+    /// Undoes the beginning of a sale, if nothing of it was sold.
     pub fn withdraw_sale(&mut self, item: &str, epoch: Uuid) {
         if self.orders(item, epoch).is_empty() {
             self.terms.remove(&(item.to_owned(), epoch));
@@ -115,7 +115,7 @@ impl Books {
         self.conflicts.values().filter(|(sale, reason)| its(sale) && reason != "late").count() as u64
     }
 
-    /// Conflicts accepted, and the newest sale that this one goes on instead of.
+    /// The conflicts accepted, and the newest sale that this one overrides.
     fn decided(&self, item: &str, epoch: Uuid) -> (u64, Uuid) {
         let its = self.restores.iter().filter(|((of, sale, _), _)| of == item && *sale == epoch);
         its.fold((0, Uuid::nil()), |(conflicts, newest), (_, known)| {

@@ -1,15 +1,15 @@
-//! The simulator: the real shop, till, outbox, reopening, consumer step and posting rule over
-//! simulated servers that do everything real ones may, in simulated time. One seed is one run.
+//! The deterministic simulator: the real shop, till, outbox, reopening, consumer step and posting rule on
+//! simulated servers with real faults, in simulated time. One seed is one run.
 //!
 //! `SECKILL_SIM_RUNS=n` runs more seeds, `SECKILL_SIM_SEED=n` one of them, with its trace, and
-//! `SECKILL_SIM_FAILURES=n` goes on until so many have failed.
+//! `SECKILL_SIM_FAILURES=n` continues until n have failed.
 //!
-//! Read in this order: `chance` (the seed), `faults` (what goes wrong, and which rules can be
-//! taken out), `redis` and `ledger` (what the servers hold), `servers` (what the product's code
-//! sees of them), `run` (who does what, and how it heals), `check` (the books, from outside).
+//! Read in this order: `chance` (the seed), `faults` (faults and mutations), `redis` and `ledger` (the
+//! servers' data), `servers` (their interfaces to the product's code), `run` (the actors, and how everything
+//! heals), `check` (the invariants, from outside).
 //!
-//! Not simulated: two transactions of the ledger at once (each is one step, as strict locks make
-//! it), and the embedded world.
+//! Not simulated: concurrent ledger transactions (each is one step, as with strict locks), and the embedded
+//! world.
 
 #![allow(unreachable_pub, reason = "one binary, many files")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may stop where it stands")]
@@ -28,18 +28,18 @@ use std::time::Instant;
 
 use faults::Mutation;
 
-/// Seeds, unless it is said otherwise: the test command wants ten times as many.
+/// Seeds by default: the test command runs ten times as many.
 const RUNS: u64 = 1_000;
 
-/// Seeds after which a rule that was taken out has to be missed.
+/// Seeds within which a mutation must be caught.
 const MUTANTS: u64 = 10_000;
 
 fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
-/// Runs seeds on all cores until one fails, or all that were found within `stop_at` failures.
-/// With `by`, what fails for none of these reasons is passed over.
+/// Runs seeds on all cores until one fails, or collects up to `stop_at` failures. With `by`, ignores failures
+/// for other reasons.
 fn search(
     seeds: u64,
     mutation: Option<Mutation>,
@@ -63,7 +63,7 @@ fn search(
                     done.fetch_add(1, Ordering::Relaxed);
                     told.fetch_add(outcome.told as u64, Ordering::Relaxed);
                     rows.fetch_add(outcome.rows as u64, Ordering::Relaxed);
-                    // What fails all the same says nothing of the rule that was taken out.
+                    // A seed that fails anyway says nothing about the mutation.
                     let its_own = || mutation.is_none() || run::run(seed, None, false).failures.is_empty();
                     let named = outcome.failures.iter().any(|why| by.iter().any(|by| why.starts_with(by)));
                     if !outcome.failures.is_empty() && (named || by.is_empty()) && its_own() {
@@ -118,7 +118,7 @@ fn nothing_is_lost_and_nothing_is_doubled() {
     }
 }
 
-/// Takes a rule out, and asserts that the check sees it, for a reason that names what broke.
+/// Asserts that the check catches a mutation, for a reason that names what broke.
 fn caught(mutation: Mutation, by: &[&str]) {
     let (done, failed) = search(MUTANTS, Some(mutation), by, 1);
     let Some((seed, why)) = failed.first() else { panic!("{mutation:?}: not seen in {done} runs") };
@@ -127,10 +127,10 @@ fn caught(mutation: Mutation, by: &[&str]) {
 
 macro_rules! mutations {
     ($($name:ident: $mutation:ident, $by:expr;)*) => {
-        /// Each rule taken out alone, and what breaks without it.
+        /// Each rule disabled alone, and what breaks without it.
         ///
-        /// Not here: the grace of the outbox, without which messages are sent twice and nothing
-        /// breaks; and comparing serials after the answer, which is a rule that was not taken.
+        /// Not here: the grace of the outbox, without which messages are sent twice and nothing breaks; and
+        /// comparing serials after the answer, a rule that was not adopted.
         mod mutations {
             use super::*;
             $(#[test]

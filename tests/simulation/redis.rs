@@ -1,6 +1,6 @@
-//! The simulated Redis: what the scripts do, over a value that can be copied.
+//! The simulated Redis: the scripts' behaviour on a copyable value.
 //!
-//! A copy is a snapshot. A restart changes `life`; what it keeps is for the run to choose.
+//! A copy is a snapshot. A restart changes `life`; the run chooses what survives it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::faults::Mutation;
 
-/// All of it.
+/// The complete state.
 #[derive(Debug, Clone, Default)]
 pub struct Redis {
     pub life: Life,
@@ -46,7 +46,7 @@ pub struct Shelf {
     pub prepared: BTreeMap<Uuid, BTreeMap<String, Record>>,
 }
 
-/// `{K}:book`. Without an epoch there is no sale; it may be shut all the same.
+/// `{K}:book`. No epoch, no sale; it may still be shut.
 #[derive(Debug, Clone, Default)]
 pub struct Hash {
     pub epoch: Option<Uuid>,
@@ -60,7 +60,7 @@ pub struct Hash {
     pub next: Option<String>,
 }
 
-/// Whether a book of this life is believed in that one.
+/// Whether a book of this life is valid in that one.
 pub fn believed(book: &Hash, here: &Life, mutation: Option<Mutation>) -> bool {
     match (&book.run, mutation) {
         (_, Some(Mutation::BelieveARestart)) => true,
@@ -69,7 +69,7 @@ pub fn believed(book: &Hash, here: &Life, mutation: Option<Mutation>) -> bool {
     }
 }
 
-/// One of `{K}:books`.
+/// An entry of `{K}:books`.
 #[derive(Debug, Clone)]
 pub struct Earlier {
     pub serial: u64,
@@ -77,7 +77,7 @@ pub struct Earlier {
     pub seeded: i64,
 }
 
-/// One of `{K}:attempts`.
+/// An entry of `{K}:attempts`.
 #[derive(Debug, Clone)]
 pub struct Record {
     pub order: Uuid,
@@ -86,7 +86,7 @@ pub struct Record {
 }
 
 impl Shelf {
-    /// Below zero counts as zero.
+    /// Negative counts as zero.
     pub fn stands(&self) -> u64 {
         self.counter.map_or(0, |counter| u64::try_from(counter).unwrap_or(0))
     }
@@ -97,7 +97,7 @@ impl Redis {
         self.shelves.entry(item.clone()).or_default()
     }
 
-    /// take.lua. `reused` is the epoch that a mutation brings back.
+    /// take.lua. `reused` is the epoch that a mutation reuses.
     pub fn take(
         &mut self,
         item: &Item,
@@ -156,7 +156,7 @@ impl Redis {
         let mut mine: BTreeMap<&str, usize> = BTreeMap::new();
         let mut standing: BTreeMap<Uuid, Batch> = BTreeMap::new();
         let skip = mutation == Some(Mutation::SkipLookUpWhenSoldOut) && units == 0;
-        // The script sees the named ones first, then the others.
+        // The script processes the named attempts first, then the others.
         for (at, attempt) in call.attempts.iter().enumerate() {
             let Some(name) = attempt.name.as_deref() else { continue };
             let outcome = if let Some(record) = shelf.attempts.get(name).filter(|_| !skip) {
@@ -240,7 +240,7 @@ impl Redis {
         })
     }
 
-    /// seed.lua. Whether a sale was begun.
+    /// seed.lua. Returns whether a sale began.
     pub fn seed(&mut self, item: &Item, units: u64, epoch: Uuid) -> Result<bool, StockError> {
         self.items.insert(item.clone());
         let here = self.life.clone();
@@ -272,7 +272,7 @@ impl Redis {
         Ok(true)
     }
 
-    /// add.lua. The counter before and after.
+    /// add.lua. Returns the counter before and after.
     pub fn add(
         &mut self,
         item: &Item,

@@ -1,5 +1,5 @@
-//! One run: nodes, consumers, buyers and an operator, with what goes wrong; then everything
-//! heals, and the books are checked.
+//! One run: nodes, consumers, buyers and an operator under faults; then everything heals, and the invariants
+//! are checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -32,18 +32,18 @@ use crate::faults::{Faults, Mutation};
 use crate::redis::Redis;
 use crate::servers::{Face, MAX_LAG, Member, Node, Sim, TOPIC};
 
-/// After healing, everything must be at rest within this.
+/// Everything must be at rest this soon after healing.
 const REST_WITHIN: Duration = Duration::from_secs(400);
-/// With nothing in the way, so long after the ledger knows better nodes know it too.
+/// Without faults, nodes know this soon what the ledger knows.
 const WATCHED_WITHIN: Duration = Duration::from_secs(3);
-/// As long as the process gives its tills.
+/// The time that the process gives its tills.
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
-/// After this nothing more comes of an order that stands nowhere.
+/// After this an order recorded nowhere never appears.
 const ORDER_AGE: Duration = Duration::from_secs(12);
-/// What the product does not open by itself by then waits for the operator.
+/// A sale that the product has not reopened by then waits for the operator.
 const RESTORE_AFTER: Duration = Duration::from_secs(40);
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub failures: Vec<String>,
@@ -52,37 +52,37 @@ pub struct Outcome {
     pub rows: usize,
 }
 
-/// What one attempt was told.
+/// The answer to one attempt.
 #[derive(Debug, Clone)]
 pub struct Told {
     pub item: Item,
     pub key: Option<u64>,
-    /// The order, where the attempt was anonymous and the simulator made it.
+    /// The order, if the attempt was anonymous and the simulator created it.
     pub order: Option<Uuid>,
     /// `None`: the buyer gave up, or the node died.
     pub said: Option<Purchase>,
     pub began: Instant,
     pub ended: Instant,
     pub round: (u64, u64),
-    /// Asked after everything had healed.
+    /// Sent after everything had healed.
     pub last: bool,
 }
 
-/// How Redis loses something.
+/// How Redis loses data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Loss {
     /// Another process has an older state.
     Restart,
     /// The same process has another's state, with another history.
     Failback,
-    /// The same process has an older state, and says nothing of it.
+    /// The same process silently has an older state.
     Unseen,
 }
 
-/// How a consumer begins that will not go on with the log that there is.
+/// How the error of a consumer that rejects the current log begins.
 const FOREIGN: &str = "topic CAR_NUMBER partition";
 
-/// The order that a buyer was told.
+/// The order in a buyer's answer.
 fn told_of(told: &Told) -> Option<Uuid> {
     match told.said {
         Some(Purchase::Bought { order, .. }) => Some(order),
@@ -90,13 +90,13 @@ fn told_of(told: &Told) -> Option<Uuid> {
     }
 }
 
-/// One node's parts.
+/// The parts of one node.
 struct Process {
     node: Arc<Node>,
     shop: Arc<Shop>,
 }
 
-/// All that a run has.
+/// The state of a run.
 pub struct Run {
     pub sim: Arc<Sim>,
     nodes: Mutex<Vec<Arc<Process>>>,
@@ -105,17 +105,17 @@ pub struct Run {
     pub fatal: Mutex<Vec<String>>,
     /// Operators changed counters by hand.
     pub by_hand: Mutex<bool>,
-    /// Redis lost something.
+    /// Redis lost data.
     pub lossy: Mutex<bool>,
-    /// When its data went back last, and nothing said so.
+    /// When its data last went back silently.
     pub rewound: Mutex<Option<Instant>>,
-    /// The sales of which an operator was told that they began.
+    /// The sales whose beginning was confirmed to an operator.
     pub begun: Mutex<BTreeSet<(Item, Uuid)>>,
-    /// Orders that were looked up, and how far they were said to be.
+    /// Orders looked up, with the status returned.
     pub looked_up: Mutex<Vec<(Uuid, OrderStatus)>>,
 }
 
-/// What the two metrics registries hold is of no interest here: one for all runs.
+/// The metrics registries do not matter here: all runs share them.
 fn metrics() -> &'static (Metrics, consumer::recording::metrics::Metrics) {
     static METRICS: OnceLock<(Metrics, consumer::recording::metrics::Metrics)> = OnceLock::new();
     METRICS.get_or_init(|| {
@@ -125,11 +125,11 @@ fn metrics() -> &'static (Metrics, consumer::recording::metrics::Metrics) {
     })
 }
 
-/// A world must say which it is, though nothing here asks; a file that is never used will do.
+/// A world needs a kind, though nothing here asks for it; a file that is never used will do.
 fn kind() -> &'static Kind {
     static KIND: OnceLock<Kind> = OnceLock::new();
     KIND.get_or_init(|| {
-        // Runs are started within a runtime, and one cannot wait within another.
+        // Runs start within a runtime, where blocking on another is not allowed.
         let made = std::thread::spawn(|| {
             let folder = tempfile::tempdir().expect("a folder");
             let runtime =
@@ -140,8 +140,8 @@ fn kind() -> &'static Kind {
     })
 }
 
-/// An order's name, an hour old, so that one who asks for it later is not told to wait: that it is
-/// old enough by the run's clock is for whoever asks to see to.
+/// An order id, an hour old, so that a later lookup is not told to wait: the caller checks its age by the
+/// run's clock.
 fn old_order() -> Uuid {
     let hour_ago = uuid::Timestamp::now(uuid::NoContext).to_unix().0 - 3600;
     Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, hour_ago, 0))
@@ -212,8 +212,8 @@ impl Run {
         tokio::spawn(async move {
             loop {
                 if let Err(error) = consumer.step().await {
-                    // What it was about to look at again has left the log meanwhile. Whoever looks after
-                    // processes starts it again, and it begins where its checkpoints say.
+                    // The message to verify has left the log meanwhile. A supervisor restarts the consumer,
+                    // and it starts at its checkpoints.
                     if error.to_string().contains("is not in the log") {
                         run.sim.log(|_| format!("a consumer stops, and is started again: {error}"));
                         run.leave(id);
@@ -298,7 +298,7 @@ impl Run {
         said
     }
 
-    /// What a shop without `TELL_WITHIN` would say.
+    /// The answer of a shop without `TELL_WITHIN`.
     async fn later(&self, asking: impl Future<Output = Purchase>) -> Purchase {
         let said = asking.await;
         let Purchase::Pending { order, .. } = said else { return said };
@@ -317,7 +317,7 @@ impl Run {
         said
     }
 
-    /// Asks a node how far an order is.
+    /// Asks a node for an order's status.
     async fn look_up(&self, at: usize, order: Uuid) -> Option<OrderStatus> {
         let process = Arc::clone(&self.nodes()[at]);
         let found = tokio::select! {
@@ -432,7 +432,7 @@ impl Run {
             });
         }
         for _ in 0..faults.rollbacks {
-            // Half of them lose less than a buyer waits for.
+            // Half of them lose less than a buyer's timeout.
             let far = if at(1).is_zero() { 500 } else { 5000 };
             let (run, when, later) = (Arc::clone(self), at(ms), at(far));
             tasks.spawn(async move {
@@ -463,7 +463,7 @@ impl Run {
                 *run.rewound.lock().expect("not poisoned") = Some(Instant::now());
                 let what = format!("put back by {} ms", later.as_millis());
                 run.roll_back(kept.clone(), Loss::Unseen, &what);
-                // Half of the time nobody is left who knew better; some put it in twice.
+                // Half of the time no aware node is left; some restore the data twice.
                 let (forgets, twice, after) = {
                     let mut state = run.sim.state();
                     (state.chance.in_thousand(500), state.chance.in_thousand(300), state.ms(3000, 9000))
@@ -513,7 +513,7 @@ impl Run {
             tasks.spawn(async move {
                 sleep(when).await;
                 let node = Node::new(&run.sim, "add");
-                // What is put on sale then is more than the sale began with.
+                // More is on sale now than the sale began with.
                 *run.by_hand.lock().expect("not poisoned") = true;
                 let added = world(&node).add(&item, units).await;
                 run.sim.log(|_| format!("operator: seed --add {units} of {item}: {added:?}"));
@@ -564,7 +564,7 @@ impl Run {
         self.heal(&items).await
     }
 
-    /// What a node leaves that sold so many, each by itself, while the journal was away, and died.
+    /// The outbox of a node that sold this many, one by one, while the journal was away, and died.
     fn fill_outbox(&self, item: &Item, sales: u64) {
         let (began, round) = (Instant::now(), (self.round(item), self.round(item)));
         let mut state = self.sim.state();
@@ -603,7 +603,7 @@ impl Run {
         state.group.rebalance();
     }
 
-    /// Asks, and asks again when told nothing certain, as pages do.
+    /// Buys, and retries until the answer is certain, as pages do.
     async fn buyer(self: &Arc<Self>, item: &Item) {
         let (key, tries, patience) = {
             let mut state = self.sim.state();
@@ -638,7 +638,7 @@ impl Run {
 
     async fn crash(self: &Arc<Self>, which: usize) {
         let process = Arc::clone(&self.nodes()[which]);
-        // Every third ends in an orderly way.
+        // Every third shuts down gracefully.
         if self.sim.state().chance.in_thousand(333) {
             self.sim.log(|_| format!("{} closes", process.node.name));
             process.shop.close(CLOSE_WITHIN).await;
@@ -677,7 +677,7 @@ impl Run {
                 state.wiped.remove(item);
             }
         }
-        // What was emptied may be there again.
+        // A wiped item may be back.
         let empty = |item: &Item| {
             kept.shelves.get(item).is_none_or(|now| now.book.epoch.is_none() && now.counter.is_none())
         };
@@ -703,8 +703,8 @@ impl Run {
         });
     }
 
-    /// The replica hears nothing any more, and is made master when the old one has refused for
-    /// `later`; nodes find it one by one.
+    /// Cuts the replica off, and promotes it when the old master has refused for `later`; nodes find it one
+    /// by one.
     async fn fail_over(&self, later: Duration) {
         let kept = {
             let mut state = self.sim.state();
@@ -750,7 +750,7 @@ impl Run {
                 format!("DEL {item}")
             }
         };
-        // Whoever sets a counter after a wipe begins a new sale.
+        // Setting a counter after a wipe begins a new sale.
         if state.redis.shelf(item).counter.is_some() {
             state.wiped.remove(item);
         }
@@ -786,7 +786,7 @@ impl Run {
     async fn heal(self: &Arc<Self>, items: &[Item]) -> Vec<String> {
         {
             let mut state = self.sim.state();
-            // A ledger that is slow stays so.
+            // A slow ledger stays slow.
             let ledger_takes = state.faults.ledger_takes;
             seckill::clock::jump(0);
             state.faults = Faults { ledger_takes, ..Faults::default() };
@@ -806,13 +806,13 @@ impl Run {
             return vec![why];
         }
         if self.rewound.lock().expect("not poisoned").is_some() {
-            // What the ledger knows better is seen by now.
+            // By now all nodes know what the ledger knows.
             sleep(WATCHED_WITHIN).await;
             if let Some(why) = self.rest(items).await {
                 return vec![why];
             }
         }
-        // Everybody with a key asks once more.
+        // Every buyer with a key retries once more.
         let asked: BTreeMap<(Item, u64), ()> = self
             .told
             .lock()
@@ -826,7 +826,7 @@ impl Run {
         if let Some(why) = self.rest(items).await {
             return vec![why];
         }
-        // And some who come late: by now whatever the ledger knows has been noticed.
+        // Some latecomers: by now all nodes know what the ledger knows.
         for item in items {
             for key in [None, Some(100), Some(101)] {
                 self.buy(key.is_some().into(), item, key, Duration::from_secs(60), true).await;
@@ -835,7 +835,7 @@ impl Run {
         if let Some(why) = self.rest(items).await {
             return vec![why];
         }
-        // Waiting takes time also here, so not in every run.
+        // Waiting takes time here too, so not in every run.
         let asks = self.sim.state().chance.in_thousand(250);
         let orders: Vec<Uuid> =
             self.told.lock().expect("not poisoned").iter().filter_map(|told| told.order).collect();
@@ -856,11 +856,11 @@ impl Run {
         wrong
     }
 
-    /// A log lost what was not recorded, and nobody can bring it back: everybody must hear of it. What
-    /// an operator gives up is given up, and recording goes on.
+    /// A log lost unrecorded messages for good: every part must report it. An operator skips them, and
+    /// recording continues.
     async fn mend_the_log(self: &Arc<Self>) -> Vec<String> {
         let stopped = || self.fatal.lock().expect("not poisoned").iter().any(|why| why.contains(FOREIGN));
-        // Whoever reads its place in the log now, if nobody has yet.
+        // A consumer reads its place in the log now, if none has yet.
         self.start_consumer("consumer mending");
         let until = Instant::now() + WATCHED_WITHIN * 10;
         let mut heard = stopped();
@@ -878,7 +878,7 @@ impl Run {
         }
         sleep(ORDER_AGE).await;
         if !contradicted() {
-            // A log made anew that has grown as long as the one before: its messages tell, its length does not.
+            // A recreated log has grown as long as the old one: its messages reveal it, not its length.
             return Vec::new();
         }
         let told: Vec<Uuid> = self.told.lock().expect("not poisoned").iter().filter_map(told_of).collect();
@@ -899,7 +899,7 @@ impl Run {
         if gone { vec!["what is gone stands in the way after it was given up".into()] } else { Vec::new() }
     }
 
-    /// Waits until nothing is under way any more, as an operator would who sees to what is shut.
+    /// Waits until nothing is in flight, as an operator would who restores what is shut.
     async fn rest(self: &Arc<Self>, items: &[Item]) -> Option<String> {
         let began = Instant::now();
         let mut restored = None;
@@ -913,7 +913,7 @@ impl Run {
             if let Some(item) = help.filter(|_| !patient) {
                 restored = Some(Instant::now());
                 let done = self.restore(&item, Duration::from_secs(300)).await;
-                // A sale begun by SET, of which nothing was recorded: nobody can know of it.
+                // A sale begun by SET without recorded rows: nothing can know of it.
                 if done == Some(Restoration::Unknown) {
                     self.sim.state().wiped.remove(&item);
                 }

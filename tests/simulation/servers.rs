@@ -1,7 +1,7 @@
-//! The simulated servers, and the faces that the product's code sees of them.
+//! The simulated servers, and their interfaces to the product's code.
 //!
-//! All servers are one value behind one lock; a call waits, then changes it in one step. Every
-//! node has faces of its own: those of a dead node never answer again.
+//! All servers are one value behind one lock; a call waits, then changes it in one step. Every node has its
+//! own interfaces: those of a dead node never answer again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -30,14 +30,14 @@ use crate::ledger::{Books, Patience};
 use crate::redis::{Life, Redis};
 
 pub const TOPIC: &str = "CAR_NUMBER";
-/// The client gives up then, as the real one does.
+/// The client's timeout, as in the real one.
 const REPLY_WITHIN: Duration = Duration::from_millis(800);
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(10);
-/// How soon what was refused is offered again.
+/// The retry interval of refused sales.
 const OFFER_EVERY: Duration = Duration::from_secs(1);
 /// Longer than any run.
 const NEVER: Duration = Duration::from_secs(1_000_000);
-/// `min-replicas-max-lag`: a master whose replica was silent for longer refuses.
+/// `min-replicas-max-lag`: a master refuses when its replica was silent for longer.
 pub const MAX_LAG: Duration = Duration::from_secs(2);
 
 /// All servers.
@@ -46,9 +46,9 @@ pub struct State {
     pub faults: Faults,
     pub redis: Redis,
     pub lives: u64,
-    /// Since when the replica of the master hears nothing of it.
+    /// Since when the master's replica is cut off.
     pub cut_off: Option<Instant>,
-    /// The old master, after a failover, and until when which node speaks to it.
+    /// The old master after a failover, and until when each node uses it.
     pub old: Option<Redis>,
     pub loyal: BTreeMap<String, Instant>,
     pub log: Vec<Log>,
@@ -58,33 +58,33 @@ pub struct State {
     pub journal_down_until: Option<Instant>,
     /// Until then every sale is refused at once.
     pub refusing_until: Option<Instant>,
-    /// By node: the sale that was refused last, if none was acknowledged since.
+    /// By node: the sale refused last, if none was acknowledged since.
     pub refused: BTreeMap<String, bool>,
-    /// A log lost something that was not recorded, or is another one.
+    /// A log lost unrecorded messages, or is another one.
     pub broken: bool,
     /// The orders that left a log unrecorded, each with its place.
     pub cut: BTreeMap<Uuid, (i32, i64)>,
-    /// What is still to be done or to land, though nobody waits for it.
+    /// Operations in flight, even if nothing waits for them.
     pub in_air: u64,
-    /// Units on sale by what the operator did, net of what was withdrawn.
+    /// Units put on sale by the operator, net of withdrawals.
     pub granted: BTreeMap<Item, i64>,
     /// Units added while the sale was shut.
     pub added_while_shut: BTreeMap<Item, u64>,
-    /// What broke where it can be seen at once.
+    /// Violations visible at once.
     pub seen_wrong: Vec<String>,
-    /// The furthest state that each node heard of a sale: term and serial.
+    /// The furthest state of a sale that each node has seen: term and serial.
     pub heard: BTreeMap<(String, Uuid), (u64, u64)>,
-    /// Orders that a node took from books behind what it had heard.
+    /// Orders taken by a node from books behind what it had seen.
     pub taken_behind: BTreeSet<Uuid>,
     /// When the first conflict of a sale was recorded.
     pub disputed_at: BTreeMap<Uuid, Instant>,
-    /// Sales that a server lost something of.
+    /// Sales of which a server lost data.
     pub hurt: BTreeSet<Uuid>,
-    /// Attempts whose record a wipe or a new sale took away, by item: a new round begins.
+    /// Attempts whose record was lost in a wipe or a new sale, by item: a new round begins.
     pub rounds: BTreeMap<Item, u64>,
     pub wiped: BTreeSet<Item>,
     pub reused: BTreeMap<Item, Uuid>,
-    /// The sales begun by `seed`, in the order of their beginning.
+    /// The sales begun by `seed`, oldest first.
     pub begun: Vec<Uuid>,
     pub trace: Vec<String>,
     names: BTreeMap<Uuid, String>,
@@ -93,8 +93,7 @@ pub struct State {
 /// One partition.
 #[derive(Debug, Clone, Default)]
 pub struct Log {
-    /// What stands at each offset from `start` on; `None`: the marker of a transaction, which no reader
-    /// is given.
+    /// The messages from `start` on; `None`: a transaction marker, which readers do not get.
     pub held: Vec<Option<Vec<u8>>>,
     pub start: i64,
 }
@@ -112,14 +111,14 @@ impl Log {
         self.held.push(value);
     }
 
-    /// Takes out what stands before an offset.
+    /// Deletes everything before an offset.
     pub fn cut(&mut self, before: i64) {
         let gone = (before - self.start).clamp(0, self.held.len() as i64);
         self.held.drain(..gone as usize);
         self.start += gone;
     }
 
-    /// The messages from an offset on, and where a reader stands after `most` of them.
+    /// The messages from an offset on, and a reader's position after `most` of them.
     fn read(&self, from: i64, most: usize) -> (Vec<Message>, i64) {
         let (mut messages, mut next) = (Vec::new(), from.max(self.start));
         while messages.len() < most && next < self.end() {
@@ -226,7 +225,7 @@ impl State {
         times > 0 && self.chance.in_thousand(times)
     }
 
-    /// Whoever reads a clock next, on whatever machine, may read another time than the one before.
+    /// The next clock read, on any machine, may differ from the one before.
     fn clocks_jump(&mut self) {
         if self.faults.clocks > 0 && self.chance.in_thousand(self.faults.clocks) {
             let furthest = [0, 20_000, HOUR_MS, YEAR_MS][self.chance.between(0, 3) as usize];
@@ -239,7 +238,7 @@ impl State {
         Duration::from_millis(self.chance.between(low, high))
     }
 
-    /// A short name for what differs from run to run.
+    /// A short name for an id that differs from run to run.
     pub fn name(&mut self, id: Uuid) -> String {
         let next = self.names.len();
         self.names.entry(id).or_insert_with(|| format!("#{next}")).clone()
@@ -250,7 +249,7 @@ impl State {
         *self.partitions.entry(order).or_insert(drawn)
     }
 
-    /// Changes a counter by hand, and keeps account of it.
+    /// Changes a counter by hand, and accounts for it.
     pub fn by_hand(&mut self, item: &Item, change: impl FnOnce(Option<i64>) -> Option<i64>) {
         let shelf = self.redis.shelf(item);
         let before = shelf.stands();
@@ -259,7 +258,7 @@ impl State {
         *self.granted.entry(item.clone()).or_default() += after as i64 - before as i64;
     }
 
-    /// Notes what a reply tells a node, and what it takes though the node knows better.
+    /// Records what a reply tells a node, and what it takes although it knows better.
     fn hears(&mut self, node: &str, reply: &Reply) {
         let Some(epoch) = reply.epoch.filter(|_| !reply.shut) else { return };
         let now = (reply.term, reply.serial);
@@ -271,17 +270,17 @@ impl State {
         *heard = now.max(*heard);
     }
 
-    /// Whether this node still speaks to the old master.
+    /// Whether this node still uses the old master.
     fn loyal(&self, node: &str) -> bool {
         self.old.is_some() && self.loyal.get(node).is_some_and(|until| Instant::now() < *until)
     }
 
-    /// The process that this node speaks to.
+    /// The process that this node uses.
     fn process_seen_by(&self, node: &str) -> u64 {
         self.old.as_ref().filter(|_| self.loyal(node)).unwrap_or(&self.redis).life.process
     }
 
-    /// Does a node's work on the Redis that it speaks to, if that is still `process`.
+    /// Does a node's work on its Redis, if that is still `process`.
     fn work<T>(
         &mut self,
         node: &str,
@@ -309,7 +308,7 @@ impl State {
         Some(done)
     }
 
-    /// Whether the ledger has passed over what it does not have.
+    /// Whether the ledger silently skipped missing messages.
     pub fn skipped_in_silence(&self) -> bool {
         self.cut.iter().any(|(order, (partition, offset))| {
             let next = self.books.checkpoints.get(partition).map_or(0, |known| known.next);
@@ -319,7 +318,7 @@ impl State {
         })
     }
 
-    /// Takes the head of a partition out of its log, or makes all of it anew.
+    /// Truncates the head of a partition's log, or recreates the log.
     pub fn cut(&mut self, partition: usize, anew: bool) {
         let next = self.books.checkpoints.get(&(partition as i32)).map_or(0, |known| known.next);
         let Extent { start, end } = self.log[partition].extent();
@@ -338,25 +337,25 @@ impl State {
         }
     }
 
-    /// Another process, with what it kept.
+    /// Another process, with the surviving data.
     pub fn restart(&mut self, kept: Redis) {
         self.lives += 1;
         self.redis = Redis { life: Life { process: self.lives, history: self.lives }, ..kept };
     }
 
-    /// The same process, demoted to a replica of another, and promoted again: it has the other's data.
+    /// The same process, demoted to a replica of another and promoted again: it has the other's data.
     pub fn fail_back(&mut self, kept: Redis) {
         self.lives += 1;
         self.redis = Redis { life: Life { process: self.redis.life.process, history: self.lives }, ..kept };
     }
 
-    /// Nothing says that the data is another: a backup was put in, or all was emptied.
+    /// Silently replaces the data: by a backup, or by nothing.
     pub fn replace(&mut self, kept: Redis) {
         self.redis = Redis { life: self.redis.life.clone(), ..kept };
     }
 }
 
-/// One process, which can die.
+/// One process that can die.
 pub struct Node {
     pub sim: Arc<Sim>,
     pub name: String,
@@ -378,12 +377,12 @@ impl Node {
         self.alive.send_replace(false);
     }
 
-    /// Ends when the node does.
+    /// Resolves when the node dies.
     pub async fn dead(&self) {
         let _ = self.alive.subscribe().wait_for(|alive| !alive).await;
     }
 
-    /// Nothing happens on a dead node any more.
+    /// Blocks forever on a dead node.
     async fn here(&self) {
         if !*self.alive.borrow() {
             std::future::pending::<()>().await;
@@ -440,7 +439,7 @@ impl Node {
                 None => silence(Duration::ZERO).await,
             };
         }
-        // It was sent: it is done whatever becomes of the one who asked.
+        // Once sent it is executed, even if the caller is gone.
         let sim = Arc::clone(&self.sim);
         let name = self.name.clone();
         sim.state().in_air += 1;
@@ -478,7 +477,7 @@ impl Node {
         if away {
             return Err(LedgerError::Away("away".into()));
         }
-        // One transaction at a time, as strict locks make it: `work` awaits nothing that waits.
+        // One transaction at a time, as with strict locks: `work` awaits nothing that waits.
         let mut books = self.sim.state().books.clone();
         let done = work(&mut books).await;
         if done.is_ok() {
@@ -494,7 +493,7 @@ impl Node {
     }
 }
 
-/// Faces of the servers, for one node.
+/// The interfaces of the servers for one node.
 #[derive(Clone)]
 pub struct Face(pub Arc<Node>);
 
@@ -695,7 +694,7 @@ impl Stock for Face {
                 let before = state.redis.shelf(&asked).stands();
                 let epoch = state.redis.shelf(&asked).book.epoch;
                 let opened = state.redis.open(&asked, &given);
-                // A restore may end in a sale that the ledger knew of, and the stock did not.
+                // A restore may end in a sale that only the ledger knew.
                 if opened && given.anew.as_ref().is_some_and(|anew| Some(anew.epoch) != epoch) {
                     *state.rounds.entry(asked.clone()).or_default() += 1;
                 }
@@ -727,19 +726,19 @@ impl Stock for Face {
     }
 }
 
-/// What becomes of one sale on its way into the log.
+/// The fate of one sale on its way into the log.
 struct Fate {
     /// When it leaves the process.
     sent: Duration,
     /// When it lands after that; `None`: never.
     lands: Option<Duration>,
     doubled: Option<Duration>,
-    /// What the process hears, and when after sending.
+    /// The result the process sees, and when after sending.
     heard: (Duration, Delivery),
 }
 
 impl State {
-    /// A sale stands in the log, and perhaps what is no message after it.
+    /// Appends a sale to the log, and perhaps a marker after it.
     fn lands(&mut self, partition: usize, value: Vec<u8>) {
         self.log[partition].push(Some(value));
         if self.of(|faults| faults.markers) {
@@ -755,7 +754,7 @@ impl State {
         if self.of(|faults| faults.journal_is_slow) {
             let lands = self.ms(0, 4000);
             fate.lands = Some(lands);
-            // Half of them are told of soon after: those a buyer still waits for.
+            // Half of them are acknowledged soon: within a buyer's timeout.
             let most = if self.chance.in_thousand(500) { 200 } else { 5000 };
             fate.heard.0 = lands + self.ms(0, most);
         }
@@ -763,7 +762,7 @@ impl State {
             return Fate { sent, lands: None, doubled: None, heard: (self.ms(0, 3), Delivery::Unknown) };
         }
         if self.of(|faults| faults.journal_forgets) {
-            // It lands, or not; the one who sent it never hears of it.
+            // It lands or not; the sender never learns of it.
             fate.lands = fate.lands.filter(|_| self.chance.in_thousand(500));
             fate.heard.0 = NEVER;
             return fate;
@@ -784,7 +783,7 @@ impl State {
         if self.of(|faults| faults.journal_doubles) {
             fate.doubled = Some(self.ms(0, 15_000));
         }
-        // The real one gives up by its deadline.
+        // The real one gives up at its deadline.
         fate.heard.0 = fate.heard.0.min(DELIVERY_DEADLINE);
         fate
     }
@@ -859,7 +858,7 @@ impl Journal for Face {
         if state.refused.get(&self.0.name) == Some(&true)
             && self.0.sim.mutation != Some(Mutation::TakeAfterARefusal)
         {
-            // As the real one does: it offers what was refused once more, until that is taken.
+            // As the real one: it retries a refused sale until it is accepted.
             if state.refusing_until.is_none_or(|until| now > until + OFFER_EVERY) {
                 state.refused.insert(self.0.name.clone(), false);
             } else {
@@ -904,11 +903,11 @@ impl Journal for Face {
 }
 
 impl Face {
-    /// With a rule taken out, a log that ends early or begins late is what it once was.
+    /// A mutation shows a truncated log at its former extent.
     fn extent(&self, log: &Log, next: i64) -> Extent {
         let Extent { start, end } = log.extent();
         match self.0.sim.mutation {
-            // All that is asked then is whether the ledger is further than the end.
+            // Then the only check is whether the ledger is past the end.
             Some(Mutation::EndBelowNextIsCaughtUp) => Extent { start: 0, end: end.max(next) },
             Some(Mutation::SkipTheHead) => Extent { start: 0, end },
             _ => Extent { start, end },
@@ -1154,9 +1153,9 @@ pub struct Member {
     id: u64,
     generation: u64,
     mine: Vec<i32>,
-    /// Where it reads on; nothing is read of a partition that was not started.
+    /// The next offset to read; a partition that was not started is not read.
     at: BTreeMap<i32, i64>,
-    /// Where there was no message, until it is told.
+    /// Offsets without a message, not reported yet.
     passed: BTreeMap<i32, i64>,
 }
 

@@ -1,5 +1,4 @@
-//! The books as anybody can read them from outside: ledger and journal against what the buyers
-//! were told. `audit` has no part in it.
+//! The invariant check from outside: ledger and journal against the buyers' answers, without `audit`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -7,7 +6,7 @@ use uuid::Uuid;
 
 use crate::load::Heard;
 
-/// The serials written off, which stand there by the run.
+/// The voided serials, stored as runs.
 pub const VOID: &str =
     "select cast(coalesce(sum(coalesce(last_serial, serial) - serial + 1), 0) as signed) from seckill_void";
 
@@ -21,20 +20,20 @@ pub struct Row {
     pub attempt: Option<String>,
 }
 
-/// What stands in ledger and journal.
+/// The contents of ledger and journal.
 #[derive(Debug, Default)]
 pub struct Books {
     pub rows: Vec<Row>,
-    /// Orders put aside, with the reason.
+    /// Orders set aside, with the reason.
     pub conflicts: Vec<(Uuid, String)>,
-    /// Serials written off by a restore.
+    /// Serials voided by a restore.
     pub void: usize,
-    /// The different orders in the journal.
+    /// The distinct orders in the journal.
     pub journal: HashSet<Uuid>,
 }
 
 impl Books {
-    /// Told ⊆ recorded; one order a unit; no serial missing; exactly `sold`, and as many in the
+    /// Confirmed ⊆ recorded; one order per unit; no serial missing; exactly `sold`, and as many in the
     /// journal.
     pub fn check(&self, told: &[String], sold: usize) {
         crate::buyers::all_different(told);
@@ -53,7 +52,7 @@ impl Books {
         self.rows.iter().map(|row| row.order).collect()
     }
 
-    /// Serials that are neither recorded nor written off.
+    /// Serials that are neither recorded nor voided.
     pub fn missing(&self) -> i64 {
         let mut highest: HashMap<(&str, Uuid), i64> = HashMap::new();
         for row in &self.rows {
@@ -84,23 +83,23 @@ impl Books {
     }
 }
 
-/// What the buyers of a load were told, held against the books.
+/// The buyers' answers under a load, compared with the books.
 #[derive(Debug)]
 pub struct Comparison {
-    /// Different orders told as success, at once or later.
+    /// Distinct orders confirmed as success, at once or later.
     pub told: usize,
     pub recorded: usize,
-    /// Told as success, and not recorded.
+    /// Confirmed as success, but not recorded.
     pub lost: Vec<Uuid>,
-    /// Whatever there is twice, in words.
+    /// All duplicates, in words.
     pub doubled: Vec<String>,
-    /// Whatever else is wrong, in words.
+    /// All other faults, in words.
     pub wrong: Vec<String>,
 }
 
 impl Comparison {
-    /// `later`: of the orders told as `pending`, those that anonymous buyers found recorded when
-    /// they looked them up. `gone`: those that they were told did not come about.
+    /// `later`: `pending` orders that anonymous buyers found recorded on look-up. `gone`: those that the
+    /// look-up reported as failed.
     pub fn new(books: &Books, heard: &Heard, later: &[(&str, Uuid)], gone: &[Uuid]) -> Self {
         let recorded = books.recorded();
         let (mut doubled, mut wrong) = (books.doubled(), Vec::new());
@@ -120,7 +119,7 @@ impl Comparison {
                     doubled.push(format!("{order} was named to {other} and to {attempt}"));
                 }
             }
-            // An order told as `pending` may not come about, and another come instead of it.
+            // A `pending` order may fail, and another take its place.
             if orders.iter().filter(|order| recorded.contains(order)).count() > 1 {
                 doubled.push(format!("{attempt} has more than one of {orders:?}"));
             }
@@ -131,7 +130,7 @@ impl Comparison {
             wrong.push(format!("{order} did not come about, it was said, and is recorded"));
         }
         for (order, reason) in &books.conflicts {
-            // Of a term that is over: told to nobody.
+            // Of an older term: confirmed to no buyer.
             if reason != "late" || told.contains(order) {
                 wrong.push(format!("{order} is in seckill_conflict: {reason}"));
             }
@@ -184,11 +183,11 @@ mod tests {
         (found.lost.len(), found.doubled.len(), found.wrong.len())
     }
 
-    /// Each fault is seen: a check that finds nothing proves nothing.
+    /// Each fault is detected: a check that finds nothing proves nothing.
     #[test]
     fn every_fault_is_seen() {
         let whole = books(&[row(1, 1), row(2, 2)]);
-        // A `pending` whose order did not come about, and another instead of it, is no fault.
+        // A failed `pending` order, replaced by another, is no fault.
         let buyers = [said("a", "pending", 3), said("a", "success", 1), said("b", "success", 2)];
         assert_eq!(compare(&whole, &buyers), (0, 0, 0));
 

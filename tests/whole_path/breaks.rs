@@ -1,5 +1,5 @@
-//! One thing breaks while many buyers buy; then it is healed, and the books must be whole. One
-//! routine for every kind of break, so that all of them are held to the same.
+//! Fault tests under load: one thing breaks while many buyers buy; then it is healed, and the books must be
+//! whole. One routine checks every kind of fault alike.
 //!
 //! `scripts/faults` runs each many times; docs/faults.md explains what is measured.
 
@@ -34,10 +34,10 @@ enum Part {
     MariaDb,
 }
 
-/// How.
+/// How it breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// SIGKILL, and started again.
+    /// SIGKILL, and a restart.
     Kill(Part),
     /// SIGSTOP, and SIGCONT after longer than any timeout.
     Stop(Part),
@@ -45,29 +45,29 @@ enum Kind {
     Answers(Part, Answers),
     /// FLUSHALL, and `restore`.
     RedisWiped,
-    /// Started with an older file, and `restore`.
+    /// Restarted with an older file, and `restore`.
     RedisRolledBack,
-    /// Followed its replica, which has not got the last sales, and is the master again in the same
-    /// process; and `restore`.
+    /// Demoted to follow its replica, which lacks the last sales, then master again in the same process; and
+    /// `restore`.
     Failback,
-    /// Deleted, made again by the service, and healed as docs/operations.md says.
+    /// Deleted, recreated by the service, and healed as docs/operations.md says.
     TopicRecreated,
-    /// What was not recorded yet deleted, and given up as docs/operations.md says.
+    /// Unrecorded messages deleted, and skipped as docs/operations.md says.
     TopicCut,
-    /// The topic is set so that Kafka refuses every sale, and is there otherwise: what, to what, and back.
+    /// A topic setting that makes Kafka refuse every sale: name, value, and the value to restore.
     Refusing(&'static str, &'static str, &'static str),
     /// Under the embedded file.
     DiskFull,
 }
 
-/// What the buyers must see while it is broken.
+/// What buyers must see during the fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meanwhile {
-    /// The sale goes on.
+    /// The sale continues.
     Sold,
-    /// Nobody is sold anything, and everybody is told so.
+    /// No sale, and every buyer is told so.
     Shut(&'static str),
-    /// This or that, as it happens.
+    /// Either, by chance.
     Either,
 }
 
@@ -83,8 +83,8 @@ macro_rules! kinds {
     };
 }
 
-// A take that is answered later than this counts as unknown (`REPLY_WITHIN`: 800 ms); an
-// acknowledgement, as not coming (`STALLED_AFTER`: 800 ms; `TELL_WITHIN`: 2 s).
+// A take answered later than this counts as unknown (`REPLY_WITHIN`: 800 ms); an acknowledgement as failed
+// (`STALLED_AFTER`: 800 ms; `TELL_WITHIN`: 2 s).
 const LATE_REDIS: Answers = Answers::Delay(Duration::from_millis(1200));
 const LATE_KAFKA: Answers = Answers::Delay(Duration::from_millis(2500));
 const LATE_MARIADB: Answers = Answers::Delay(Duration::from_millis(2500));
@@ -119,38 +119,36 @@ kinds! {
     disk_full: Kind::DiskFull;
 }
 
-/// More than any load asks for, so that "sold out" is never true.
+/// More than any load buys, so that "sold out" is never true.
 const UNITS: usize = 1_000_000;
-/// Sold before anything breaks, so that it breaks in the middle.
+/// Sold before the fault, so that it hits a running sale.
 const SOLD_BEFORE: usize = 300;
 /// Sold between the copy of Redis's file and its loss.
 const SOLD_AND_FORGOTTEN: usize = 200;
-/// Sold after everything is well again.
+/// Sold after healing.
 const SOLD_AFTER: usize = 200;
 /// Units left for the last check, and buyers who want one.
 const LAST_UNITS: usize = 40;
 const LAST_BUYERS: usize = 60;
-/// Winners who ask once more with their keys.
+/// Winners who retry with their keys.
 const ASKED_AGAIN: usize = 20;
-/// An outage that is noticed at once: 503 within about a second.
+/// An outage detected at once: 503 within about a second.
 const NOTICED_WITHIN: Duration = Duration::from_secs(5);
-/// From the healing to an open sale: the longest way is that of a restarted Redis, which waits
-/// for a consumer that waits for its database.
+/// From healing to an open sale: the longest path is that of a restarted Redis, which waits for a consumer
+/// that waits for its database.
 const OPEN_WITHIN: Duration = Duration::from_secs(60);
-/// Until nothing is on its way any more: the outbox's grace of 15 s, twice.
+/// Until nothing is in flight: the outbox's grace of 15 s, twice.
 const RESTS_WITHIN: Duration = Duration::from_secs(60);
-/// A file may have so many bytes while the disk is full: more than the log of the service needs,
-/// less than its database.
+/// Maximum file size while the disk is full: more than the log of the service needs, less than its database.
 const ROOM: u32 = 64 * 1024;
 
 impl Kind {
     /// How long it stays broken.
     fn lasts(self) -> Duration {
         match self {
-            // Longer than `max.poll.interval.ms`, 60 s: the longest after which anybody gives a
-            // consumer up.
+            // Longer than `max.poll.interval.ms`, 60 s: the longest timeout of a consumer.
             Kind::Stop(Part::Consumer) => Duration::from_secs(62),
-            // Longer than `ANSWER_WITHIN` of the ledger, 20 s: the longest that any call waits.
+            // Longer than `ANSWER_WITHIN` of the ledger, 20 s: the longest timeout of a call.
             Kind::Stop(_) => Duration::from_secs(22),
             _ => Duration::from_secs(4),
         }
@@ -226,7 +224,7 @@ fn tally(heard: &Heard) -> String {
     codes.iter().map(|code| format!("{} {code}", heard.count(code))).collect::<Vec<_>>().join(", ")
 }
 
-/// Adds a line to the file that `scripts/faults` names.
+/// Appends a line to the file that `scripts/faults` names.
 fn report(line: &Value) {
     if let Some(path) = std::env::var_os("SECKILL_FAULTS_REPORT") {
         let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
@@ -234,15 +232,15 @@ fn report(line: &Value) {
     }
 }
 
-/// A sale that is about to see something break.
+/// A sale before its fault.
 struct Stage {
     kind: Kind,
     nodes: Vec<Node>,
-    /// The settings of the node that was killed.
+    /// The settings of the killed node.
     down: Option<Env>,
     consumers: Vec<Process>,
     urls: Vec<String>,
-    /// What nodes and consumers are told beside their world's settings.
+    /// Settings of nodes and consumers beside those of their world.
     more: Vec<(String, String)>,
     proxy: Option<Proxy>,
     world: World,
@@ -315,7 +313,7 @@ impl Stage {
         self.urls = self.nodes.iter().map(Node::buy_url).collect();
     }
 
-    /// Nodes and consumers reach this part by a proxy, and nothing else does.
+    /// Puts a proxy before this part, for nodes and consumers only.
     async fn put_a_proxy_before(&mut self, part: Part) {
         let servers = self.servers();
         let (port, server, setting) = match part {
@@ -332,8 +330,8 @@ impl Stage {
                 (port, server.to_owned(), ("SECKILL_DATABASE_URL", url))
             }
             Part::Kafka => {
-                // A broker tells its clients where it is. `scripts/servers` gives Kafka a second
-                // listener, two above its port, and says that it is to be found three above.
+                // A broker advertises its address. `scripts/servers` gives Kafka a second listener, two above
+                // its port, advertised three above.
                 let brokers = shared("SECKILL_KAFKA_BROKERS");
                 let (host, port) = brokers.split_once(':').unwrap();
                 let port: u16 = port.parse().unwrap();
@@ -391,7 +389,7 @@ impl Stage {
                 self.consumers.remove(0).kill();
                 load.sells(load.sold() + SOLD_AND_FORGOTTEN).await;
                 cut(&self.servers().topic).await;
-                // Whoever is told to record what is left says that something is missing, and ends.
+                // A consumer told to record the rest reports what is missing, and exits.
                 let mut consumer = self.servers().consumer();
                 let status = consumer.ended(OPEN_WITHIN).await;
                 assert!(
@@ -405,7 +403,7 @@ impl Stage {
         }
     }
 
-    /// What the buyers see until it is healed.
+    /// Checks what buyers see until healing.
     async fn meanwhile(&self, load: &Load) {
         match self.kind.meanwhile() {
             Meanwhile::Either => {}
@@ -420,7 +418,7 @@ impl Stage {
                     node.reaches(state, NOTICED_WITHIN).await;
                     for key in [None, Some("in vain")] {
                         let refused = buy(&client(), &node.buy_url(), key).await;
-                        // Silence is unknown, and an error is not bought; nothing is sold out.
+                        // Silence is unknown, and an error is no purchase; nothing is sold out.
                         let expected = [state, "pending"];
                         assert!(expected.contains(&refused.code.as_str()), "{refused:?}");
                     }
@@ -433,7 +431,7 @@ impl Stage {
 
     async fn before_healing(&self, load: &Load, broken: Instant) {
         if matches!(self.kind, Kind::Kill(Part::Consumer) | Kind::Stop(Part::Consumer)) {
-            // Whatever the lost one held, the other has taken over.
+            // The other consumer has taken over.
             let (order, _) = load.sells_after(broken, NOTICED_WITHIN).await;
             self.is_recorded(order).await;
         }
@@ -485,7 +483,7 @@ impl Stage {
                 self.consumers.push(consumer);
             }
             Kind::Refusing(setting, _, taking) => {
-                // The nodes of a world write to one file.
+                // The nodes of a world share one log file.
                 let log = self.nodes[0].process.log();
                 assert_eq!(log.matches("does not take sales").count(), self.nodes.len(), "said once: {log}");
                 let status = self.operate(&["status"]);
@@ -496,8 +494,8 @@ impl Stage {
         }
     }
 
-    /// As docs/operations.md says: the nodes stop, the consumers begin with a new name, what stands in the
-    /// topic of the old name is copied, and only then the nodes begin with the new one.
+    /// As docs/operations.md says: the nodes stop, the consumers restart with a new topic name, the old topic
+    /// is copied, and only then the nodes start with the new name.
     async fn move_to_a_new_topic(&mut self) {
         let (old, new) = (self.servers().topic.clone(), format!("{}-2", self.servers().topic));
         let renamed = |env: &mut Env| {
@@ -529,7 +527,7 @@ impl Stage {
         }
     }
 
-    /// Everything is as before: open on every node, and recorded again.
+    /// Everything is as before: open on every node, and recording.
     async fn is_well(&mut self, order: Uuid) {
         for node in &self.nodes {
             node.reaches("open", OPEN_WITHIN).await;
@@ -541,7 +539,7 @@ impl Stage {
         self.is_recorded(order).await;
     }
 
-    /// Waits until nothing is on its way any more.
+    /// Waits until nothing is in flight.
     async fn rests(&self) {
         let mut audit = Value::Null;
         until("rest", RESTS_WITHIN, async || {
@@ -564,8 +562,7 @@ impl Stage {
         }
     }
 
-    /// What the anonymous buyers find who were told `pending`: recorded, or that it did not come
-    /// about.
+    /// Looks up the orders of anonymous buyers who got `pending`: recorded, or failed.
     async fn look_up<'a>(&self, pending: &[(&'a str, Uuid)]) -> (Vec<(&'a str, Uuid)>, Vec<Uuid>) {
         let (mut later, mut gone) = (Vec::new(), Vec::new());
         for (attempt, order) in pending {
@@ -585,8 +582,7 @@ impl Stage {
         (later, gone)
     }
 
-    /// The sale still sells, to the last unit and not one more, and remembers its winners.
-    /// Returns how many it sold.
+    /// Sells the last units, not one more, and checks that winners are remembered. Returns how many it sold.
     async fn sell_the_last(&self, heard: &Heard) -> usize {
         let (mut buyers, mut sold_out) = (LAST_UNITS, 0);
         if let World::Servers(servers) = &self.world {
@@ -620,7 +616,7 @@ impl Stage {
             World::Servers(servers) => {
                 let mut books = servers.books().await;
                 if matches!(self.kind, Kind::TopicRecreated | Kind::TopicCut) {
-                    // What was recorded and then deleted is in no topic any more.
+                    // Messages recorded and then deleted are in no topic any more.
                     books.journal.extend(books.rows.iter().map(|row| row.order));
                 }
                 books
@@ -629,12 +625,12 @@ impl Stage {
         }
     }
 
-    /// The books are whole, and `audit` says so.
+    /// The books are whole, and `audit` agrees.
     fn compare(&self, books: &Books, compared: &Comparison) {
         let audit = self.operate(&["audit", "--json"]);
         let found: Value = serde_json::from_slice(&audit.stdout).unwrap();
         if matches!(self.kind, Kind::TopicRecreated | Kind::TopicCut) && books.missing() > 0 {
-            // What went with the deleted topic nobody can bring back; it is named.
+            // What the deleted topic lost stays lost; it is named.
             assert_eq!(found["items"][0]["missingCount"], books.missing());
             assert_eq!((audit.status.code(), compared.wrong.len()), (Some(1), 1), "{:?}", compared.wrong);
             assert!(compared.lost.len() as i64 <= books.missing());
@@ -696,7 +692,7 @@ impl Stage {
         servers
     }
 
-    /// The soft limit, which needs no special rights to be lifted again.
+    /// The soft limit, which can be raised again without special rights.
     fn limit_file_size(&self, bytes: &str) {
         let pid = self.nodes[0].process.id().to_string();
         let done =
@@ -718,10 +714,10 @@ impl Drop for Stage {
     }
 }
 
-/// One test at a time listens where Kafka sends those who come by its second listener.
+/// One test at a time listens where Kafka's second listener sends clients.
 static KAFKA_PROXY: Mutex<()> = Mutex::const_new(());
 
-/// Deletes all that stands in a topic.
+/// Deletes all records of a topic.
 pub async fn cut(topic: &str) {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", shared("SECKILL_KAFKA_BROKERS")).create().unwrap();
@@ -750,7 +746,7 @@ pub async fn delete(topic: &str) {
     assert_eq!(deleted, [Ok(topic.to_owned())]);
 }
 
-/// Copies keys and values with kcat, which operators have.
+/// Copies keys and values with kcat, as operators do.
 pub fn copy_topic(from: &str, to: &str) {
     let brokers = shared("SECKILL_KAFKA_BROKERS");
     let kcat = |args: &[&str]| {

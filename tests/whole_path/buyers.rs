@@ -1,4 +1,4 @@
-//! Buyers: many at once, and what each was told.
+//! Simulated buyers: many at once, and each one's answer.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use reqwest::{Client, StatusCode};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-/// What one attempt was told.
+/// The answer to one attempt.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// `None` when the connection was lost.
@@ -37,7 +37,7 @@ pub async fn buy(client: &Client, url: &str, key: Option<&str>) -> Answer {
     Answer { status, code: text("code").unwrap_or_default(), order: text("order"), body }
 }
 
-/// `attempts` attempts, up to `at_once` of them open at a time, spread over the URLs.
+/// `attempts` attempts, at most `at_once` in flight, spread over the URLs.
 pub async fn crowd(urls: &[String], attempts: usize, at_once: usize, keyed: bool) -> Vec<Answer> {
     let client = Client::builder().timeout(Duration::from_secs(15)).build().unwrap();
     let places = Arc::new(Semaphore::new(at_once));
@@ -59,12 +59,12 @@ pub async fn crowd(urls: &[String], attempts: usize, at_once: usize, keyed: bool
     answers
 }
 
-/// How many were told `code`.
+/// How many answers have this `code`.
 pub fn count(answers: &[Answer], code: &str) -> usize {
     answers.iter().filter(|answer| answer.code == code).count()
 }
 
-/// The orders told as success.
+/// The orders confirmed as success.
 pub fn told(answers: &[Answer]) -> Vec<String> {
     answers
         .iter()
@@ -73,7 +73,7 @@ pub fn told(answers: &[Answer]) -> Vec<String> {
         .collect()
 }
 
-/// Fails when two of them are the same.
+/// Fails if two are equal.
 pub fn all_different(orders: &[String]) {
     let different: HashSet<&String> = orders.iter().collect();
     assert_eq!(different.len(), orders.len(), "one order was told twice");

@@ -1,5 +1,5 @@
-//! What a database refuses for now, in MariaDB and MySQL for real: it is waited for and said once, in
-//! the server's words, and nothing is lost.
+//! Transient database errors on a real MariaDB and MySQL: the programs wait, report once in the server's
+//! words, and lose nothing.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use crate::world::{Node, Servers, ready};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Whoever changes what holds for all of MySQL does it alone.
+/// A test that changes a global setting of MySQL runs alone.
 static MYSQL: RwLock<()> = RwLock::const_new(());
 
-/// The SQLSTATE of whoever may not log in, by 1045 or 1698.
+/// The SQLSTATE of a denied login, by 1045 or 1698.
 const NOT_LET_IN: &str = "(28000)";
 
 const MARIADB_URL: &str = "SECKILL_DATABASE_URL";
 const MYSQL_URL: &str = "SECKILL_TEST_MYSQL_URL";
 
-/// Statements of one who may do everything; what they print.
+/// Runs statements as root; returns their output.
 fn root(variable: &str, statements: &str) -> String {
     let tool = if variable == MYSQL_URL { "mysql-root" } else { "mariadb-root" };
     let done = servers_tool(&[tool, "-N", "-e", statements]);
@@ -33,14 +33,14 @@ fn root(variable: &str, statements: &str) -> String {
     String::from_utf8(done.stdout).unwrap()
 }
 
-/// A user of the test's own, gone with it.
+/// The test's own database user, dropped with it.
 struct User {
     variable: &'static str,
     name: String,
 }
 
 impl User {
-    /// Makes nothing yet.
+    /// Creates nothing yet.
     fn named(variable: &'static str) -> Self {
         let name = Uuid::now_v7().simple().to_string();
         Self { variable, name: format!("test_{}", &name[12..]) }
@@ -67,11 +67,11 @@ impl User {
         format!("mysql://{}:{password}@{place}", self.name)
     }
 
-    /// Ends its connections, so that the next are made under what holds now.
+    /// Kills its connections, so that new ones get the current settings.
     fn disconnected(&self) {
         let list = format!("select id from information_schema.processlist where user = '{}'", self.name);
         for id in root(self.variable, &list).lines() {
-            // One that ended meanwhile is fine.
+            // One that has closed meanwhile is fine.
             let tool = if self.variable == MYSQL_URL { "mysql-root" } else { "mariadb-root" };
             servers_tool(&[tool, "-e", &format!("kill {id}")]);
         }
@@ -85,7 +85,7 @@ impl Drop for User {
     }
 }
 
-/// Sets a global variable of MySQL, and back to what it was.
+/// Sets a global variable of MySQL, and restores it on drop.
 struct Global(&'static str, String);
 
 impl Global {
@@ -113,7 +113,7 @@ async fn world(variable: &str) -> Servers {
     servers
 }
 
-/// A consumer, and where its ops are.
+/// A consumer, and its ops address.
 fn consumer(servers: &Servers, url: &str) -> (Process, String) {
     let ops = format!("127.0.0.1:{}", free_port());
     let more = [("SECKILL_CONSUMER_OPS_LISTEN", ops.as_str()), ("SECKILL_DATABASE_URL", url)];
@@ -127,7 +127,7 @@ async fn text(url: &str) -> String {
     }
 }
 
-/// Waits until it says that it waits, and why; then also by metric.
+/// Waits until readiness reports the reason; then also the metric.
 async fn waits(ops: &str, why: &str) {
     until(&format!("it waits: {why}"), SOON, async || {
         text(&format!("{ops}/readyz")).await.contains(why)
@@ -159,8 +159,8 @@ async fn sells(servers: &Servers, node: &Node, units: usize) -> Vec<String> {
     told(&answers)
 }
 
-/// Neither user nor database is there; then the user without rights, then with them, then the
-/// database. Both programs wait, and say each reason once.
+/// First neither user nor database exists; then the user without rights, then with them, then the database.
+/// Both programs wait, and report each reason once.
 async fn nothing_is_there_yet(variable: &'static str) {
     let mut servers = world(variable).await;
     let user = User::named(variable);
@@ -179,7 +179,7 @@ async fn nothing_is_there_yet(variable: &'static str) {
     servers.make_database().await;
     goes_on(&ops).await;
     for process in [&consumer, &node.process] {
-        // MariaDB says in two ways that it does not know a user, now this, now that.
+        // MariaDB reports an unknown user in either of two ways.
         assert!(warnings(process, NOT_LET_IN) > 0);
         for why in ["1044", "1049"] {
             assert_eq!(warnings(process, why), 1, "{why}: {}", process.log());
@@ -202,14 +202,14 @@ async fn nothing_is_there_yet_in_mysql() {
     nothing_is_there_yet(MYSQL_URL).await;
 }
 
-/// What needs a person ends at once: a command that waits for ever helps nobody.
+/// A permanent error exits at once: a command that waits forever helps no one.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn commands_do_not_wait() {
     let mut servers = world(MARIADB_URL).await;
     let user = User::named(MARIADB_URL);
     servers.set("SECKILL_DATABASE_URL", &user.url(&servers, "first"));
-    // It makes the topic.
+    // It creates the topic.
     let _node = servers.ready_node(&[]).await;
     let migrate = |servers: &Servers| output("consumer", &servers.env, &["migrate"], servers.folder.path());
     let ended = [servers.operate(&["audit"]), servers.operate(&["seed", "5"]), migrate(&servers)];
@@ -224,7 +224,7 @@ async fn commands_do_not_wait() {
     servers.balance(&[], 0).await;
 }
 
-/// One connection is all that this user may have, and somebody else has it.
+/// This user may have a single connection, and another client holds it.
 async fn a_single_connection(variable: &'static str) {
     use sqlx::Connection as _;
     let servers = world(variable).await;
@@ -256,7 +256,7 @@ async fn a_single_connection_to_mysql() {
     a_single_connection(MYSQL_URL).await;
 }
 
-/// Each row takes 10 ms, a statement may take half a second: 300 rows at once never could.
+/// Each row takes 10 ms, a statement at most half a second: 300 rows at once always time out.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn what_takes_too_long_is_posted_by_less() {
@@ -282,7 +282,7 @@ async fn what_takes_too_long_is_posted_by_less() {
     servers.balance(&orders, 300).await;
 }
 
-/// The password is changed while all runs: who is refused says so, and with the new one goes on.
+/// The password changes at run time: denied programs report it, and continue with the new one.
 async fn another_password(variable: &'static str) {
     let servers = world(variable).await;
     servers.make_database().await;
@@ -321,8 +321,7 @@ async fn another_password_in_mysql() {
     another_password(MYSQL_URL).await;
 }
 
-/// A sale on MySQL, as it comes: `caching_sha2_password`, without TLS, and the server has never seen
-/// this password.
+/// A sale on a default MySQL: `caching_sha2_password`, without TLS, and a password new to the server.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sale_on_mysql_without_tls() {
     let _others = MYSQL.read().await;
@@ -340,7 +339,7 @@ async fn a_sale_on_mysql_without_tls() {
     servers.balance(&told(&answers), 1000).await;
 }
 
-/// One refusal after the other, under one consumer: each is waited for, none ends it.
+/// One error after the other, under one consumer: it waits for each and survives.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn mysql_refuses_for_a_while() {
@@ -374,7 +373,7 @@ async fn mysql_refuses_for_a_while() {
     servers.balance(&orders, orders.len()).await;
 }
 
-/// A server that takes less than is sent at once, and keeps on doing so.
+/// A server that permanently accepts less than one batch.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn small_packets_are_enough() {
@@ -407,7 +406,7 @@ async fn small_packets_are_enough() {
     root(MYSQL_URL, &format!("delete from {0}.seckill; delete from {0}.seckill_term", database(&servers)));
     drop(mebibyte);
 
-    // Less than any sensible value: half of a batch, and half of that, until it fits.
+    // Less than any sensible value: batches are halved until they fit.
     let _little = Global::set("max_allowed_packet", "65536");
     let node = servers.ready_node(&[]).await;
     let orders = sells(&servers, &node, 1200).await;
@@ -419,7 +418,7 @@ async fn small_packets_are_enough() {
     servers.balance(&orders, 1200).await;
 }
 
-/// At start: what does not keep the promise, and what to do.
+/// At startup: the broken promises, with remedies.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_database_that_flushes_later_is_warned_of() {

@@ -20,7 +20,7 @@ async fn a_hundred_units_and_five_hundred_buyers() {
     assert!(node.process.stop().await.success());
 }
 
-/// The order of the answers' members is a contract, too: people read them with `grep`.
+/// The order of JSON members is part of the contract: people read them with `grep`.
 #[tokio::test]
 async fn the_answers_of_the_contract() {
     let world = Embedded::new(2);
@@ -78,7 +78,7 @@ async fn the_answers_of_the_contract() {
     world.balance(&told(&[first]), 2).await;
 }
 
-/// What was told before a crash stands after it, and a restart refills nothing.
+/// Confirmed sales survive a crash, and a restart refills nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_of_the_load() {
     let world = Embedded::new(100);
@@ -148,7 +148,7 @@ async fn one_serve_a_file() {
     world.balance(&[], 0).await;
 }
 
-/// A buyer in flight is answered, the end is orderly, and the port is free at once.
+/// A request in flight is answered, the shutdown is graceful, and the port is free at once.
 #[tokio::test(flavor = "multi_thread")]
 async fn stopped_under_load_and_started_at_once() {
     let world = Embedded::new(100_000);
@@ -166,12 +166,12 @@ async fn stopped_under_load_and_started_at_once() {
     let answers = load.await.unwrap();
     let sold = 100_000 - node.count("").await["num"].as_u64().unwrap();
     let known = told(&answers).len();
-    // Told or cut before it was asked; nobody in flight was left without an answer.
+    // Answered, or cut before it was sent; no request in flight stayed unanswered.
     assert_eq!(usize::try_from(sold).unwrap(), known, "sold and not told");
     world.balance(&told(&answers), known).await;
 }
 
-/// An opening that was moved is no reason to doubt an order.
+/// Moving the opening time does not put an order in doubt.
 #[tokio::test]
 async fn a_winner_who_asks_again_before_the_opening() {
     let world = Embedded::new(3);
@@ -192,7 +192,7 @@ async fn a_winner_who_asks_again_before_the_opening() {
     world.balance(&told(&[bought]), 1).await;
 }
 
-/// Balancers see it, and connections end with an answer, before anything is refused.
+/// Load balancers see it, and connections close with an answer, before requests are refused.
 #[tokio::test]
 async fn going_away() {
     let world = Embedded::new(3);
@@ -211,7 +211,7 @@ async fn going_away() {
     let second: Value = bought.json().await.unwrap();
     let page = client().get(&node.url).send().await.unwrap();
     assert_eq!(page.headers()["connection"], "close");
-    // A second time means now.
+    // A second signal means now.
     node.process.signal("TERM");
     assert!(node.process.ended(Duration::from_secs(20)).await.success());
     let orders = [first.order, second["order"].as_str().map(str::to_owned)];

@@ -1,5 +1,5 @@
-//! What is promised while a server is away, step by step; under load it is in `breaks.rs`. Whoever
-//! stops the shared Kafka or MariaDB does it alone, and scripts/test runs these apart from the others.
+//! Server outages, step by step; under load see `breaks.rs`. Tests that stop the shared Kafka or MariaDB run
+//! alone, and scripts/test runs them apart from the others.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use crate::world::{Node, Servers, get, ready};
 
 static TURN: RwLock<()> = RwLock::const_new(());
 
-/// A shared server that is put back to work however the test ends.
+/// A shared server that is restarted however the test ends.
 pub struct Shared {
     name: &'static str,
     _turn: RwLockWriteGuard<'static, ()>,
 }
 
-/// As long as this is held, no test stops a shared server.
+/// While this guard is held, no test stops a shared server.
 pub async fn undisturbed() -> RwLockReadGuard<'static, ()> {
     TURN.read().await
 }
@@ -71,7 +71,7 @@ async fn killed_between_take_and_acknowledgement() {
     let node = Node::again(env, servers.folder.path());
     let _consumer = servers.consumer();
     until("it is ready", Duration::from_secs(20), async || ready(&node.ops).await).await;
-    // The same attempt gets its order, whoever announced it.
+    // The same attempt gets its order, whichever node announced it.
     let client = client();
     let (number, first) = answers.iter().enumerate().find(|(_, answer)| answer.code == "pending").unwrap();
     until("the first buyer hears of the order", Duration::from_secs(30), async || {
@@ -128,7 +128,7 @@ async fn redis_away() {
     let after = crowd(&[node.buy_url()], 100, 20, false).await;
     assert_eq!(count(&after, "success"), 100);
 
-    // Silence is another thing than absence: what was asked may have been done.
+    // A timeout is not a refusal: the request may have been executed.
     servers.redis.as_ref().unwrap().signal("STOP");
     let silent = crowd(&[node.buy_url()], 20, 20, false).await;
     assert_eq!(count(&silent, "success") + count(&silent, "sold_out"), 0, "{silent:?}");
@@ -171,7 +171,7 @@ async fn servers_started_last() {
     servers.balance(&told(&answers), 10).await;
 }
 
-/// An emptied Redis is not refilled by itself; `restore` has what ledger and journal know.
+/// An emptied Redis is not refilled on its own; `restore` uses what ledger and journal know.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn redis_wiped_and_restored() {
@@ -200,8 +200,8 @@ async fn redis_wiped_and_restored() {
     servers.balance(&orders, 20).await;
 }
 
-/// Several nodes look at the books of the same sale, the ledger is slow, and one begins a sale
-/// that must fail: whoever opens it, what is told afterwards is recorded.
+/// Several nodes inspect the books of one sale, the ledger is slow, and one begins a sale that must fail:
+/// whichever opens it, later confirmed sales are recorded.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn redis_restarted_while_the_ledger_is_behind() {
@@ -216,7 +216,7 @@ async fn redis_restarted_while_the_ledger_is_behind() {
     servers.redis.take().unwrap().kill();
     servers.start_redis().await;
     node.reaches("unavailable", Duration::from_secs(5)).await;
-    // Longer than a node leaves a sale to the one that shut it: both get to look at the books.
+    // Longer than the node that shut a sale has it to itself: both inspect the books.
     tokio::time::sleep(Duration::from_secs(34)).await;
     let refused = servers.operate(&["seed", "50"]);
     assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stdout));
@@ -238,7 +238,7 @@ async fn redis_restarted_while_the_ledger_is_behind() {
     servers.balance(&orders, 100 - left).await;
 }
 
-/// An item that an operator took off sale is not put back by a restore.
+/// A restore does not put back an item that an operator took off sale.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn redis_healthy_and_restored() {

@@ -1,5 +1,5 @@
-//! Redis whose data goes back, in every way that a server's data does: it is noticed, nothing that
-//! was told is lost, and `restore` mends it while nodes run.
+//! Redis rollback, in every way that its data can go back: it is detected, no confirmed sale is lost, and
+//! `restore` fixes it while nodes run.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::world::{Node, Servers, ready};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// An order that is young may still come about; after this what is not known is denied.
+/// A young order may still be recorded; after this an unknown order is denied.
 const DENIED_AFTER: Duration = Duration::from_secs(90);
 
-/// What stands beside a counter.
+/// The keys of one item.
 const KEYS: [&str; 4] = ["counter", "{counter}:book", "{counter}:outbox", "{counter}:attempts"];
 
 /// Two nodes, a consumer, and units on sale.
@@ -34,7 +34,7 @@ fn urls(nodes: &[Node]) -> Vec<String> {
     nodes.iter().map(Node::buy_url).collect()
 }
 
-/// Everybody is told that it is an outage, and ops see why.
+/// All buyers are told of an outage, and ops see why.
 async fn is_shut(nodes: &[Node]) {
     for node in nodes {
         node.reaches("unavailable", SOON).await;
@@ -54,14 +54,14 @@ async fn restored(servers: &Servers, nodes: &[Node]) -> String {
     said
 }
 
-/// A master that was demoted and promoted again has another's data under the same `run_id`.
+/// A master demoted and promoted again has another's data under the same `run_id`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_master_is_demoted_and_promoted_again() {
     let _turn = undisturbed().await;
     let (servers, _consumer, nodes) = on_sale(50).await;
     let (_replica, port) = servers.replica().await;
-    // A first replica begins a history: looked at once, and opened again.
+    // A first replica starts a history: one check of the books, then reopened.
     until("the books were looked at", SOON, async || nodes[0].process.log().contains("the sale goes on"))
         .await;
     for node in &nodes {
@@ -102,14 +102,14 @@ async fn a_master_is_demoted_and_promoted_again() {
     servers.balance(&orders, 50).await;
 }
 
-/// Copies of the keys as they are now.
+/// Copies of the current keys.
 async fn back_up(servers: &Servers) {
     for key in KEYS {
         servers.redis::<i64>(&["COPY", key, &format!("{key}.bak"), "REPLACE"]).await;
     }
 }
 
-/// Puts the copies in their place, while Redis lives on.
+/// Restores the copies while Redis keeps running.
 async fn put_back(servers: &Servers) {
     let mut pipe = redis::pipe();
     pipe.atomic();
@@ -120,7 +120,7 @@ async fn put_back(servers: &Servers) {
     servers.redis_pipe(&pipe).await;
 }
 
-/// Whoever sold more than the books say shuts the sale.
+/// A node that has sold more than the books say shuts the sale.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_backup_is_put_into_a_living_redis() {
@@ -140,7 +140,7 @@ async fn a_backup_is_put_into_a_living_redis() {
     servers.balance(&[told(&first), told(&second), told(&last)].concat(), 60).await;
 }
 
-/// When no node is left that knows better, the ledger does, before a unit is sold twice.
+/// When no aware node is left, the ledger detects it before a unit is sold twice.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_backup_is_put_in_and_every_node_is_new() {
@@ -162,7 +162,7 @@ async fn a_backup_is_put_in_and_every_node_is_new() {
     servers.balance(&[told(&first), told(&second), told(&last)].concat(), 60).await;
 }
 
-/// When the ledger does not know either, the first unit that it sees sold twice shuts the sale.
+/// When the ledger is unaware too, the first unit that it sees sold twice shuts the sale.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_backup_is_put_in_and_the_ledger_is_behind() {
@@ -187,7 +187,7 @@ async fn a_backup_is_put_in_and_the_ledger_is_behind() {
     let said = String::from_utf8_lossy(&audit.stdout).into_owned();
     assert!(audit.status.code() == Some(1) && said.contains("1 sales in conflict"), "{said}");
     let order = format!("{}/seckill/orders/{}", nodes[0].url, twice.order.clone().unwrap());
-    // Of the two that were told one unit the consumer may have met either first.
+    // The consumer may have met either of the two orders of one unit first.
     until("what was told is not denied", DENIED_AFTER, async || {
         let status = crate::world::get(&order).await.1["status"].clone();
         status == "accepted" || status == "recorded"
@@ -197,7 +197,7 @@ async fn a_backup_is_put_in_and_the_ledger_is_behind() {
     let last = crowd(&urls(&nodes), 40, 10, false).await;
     assert_eq!((count(&last, "success"), count(&last, "sold_out")), (30, 10));
     servers.rows_reach(60, SOON).await;
-    // The one that was sold twice stays in the books, by its name.
+    // The unit sold twice stays in the books, by name.
     let books = servers.books().await;
     let mut orders = [told(&first), told(&second), told(&last), told(&[twice])].concat();
     let aside: Vec<String> = books.conflicts.iter().map(|(order, _)| order.to_string()).collect();
@@ -205,7 +205,7 @@ async fn a_backup_is_put_in_and_the_ledger_is_behind() {
     assert_eq!((books.rows.len(), aside.len(), &aside), (60, 1, &orders));
 }
 
-/// Run in the very seconds in which nodes look at the books themselves: it succeeds every time.
+/// Run while nodes inspect the books themselves: it succeeds every time.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn restore_beside_nodes_that_reopen() {
@@ -224,7 +224,7 @@ async fn restore_beside_nodes_that_reopen() {
     servers.balance(&orders, sold).await;
 }
 
-/// What operators do beside nodes and under load works each time, and says what it did.
+/// Operator commands beside nodes and under load work each time, and report what they did.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn operators_beside_nodes_under_load() {
@@ -237,7 +237,7 @@ async fn operators_beside_nodes_under_load() {
             [&["seed", "--add", "7"][..], &["status"], &["restore", "--yes"], &["audit"], &["archive"]]
         {
             let done = servers.operate(args);
-            // A sale on its way is no fault; a sale cannot be put away under load, and need not be.
+            // A sale in flight is no fault; a sale cannot be archived under load, and need not be.
             let late = args[0] == "archive" && String::from_utf8_lossy(&done.stderr).contains("on their way");
             assert!(late || done.status.success(), "{args:?}: {done:?}");
         }
@@ -249,7 +249,7 @@ async fn operators_beside_nodes_under_load() {
     servers.balance(&orders, orders.len()).await;
 }
 
-/// A mistyped name, an item taken off sale, a counter below zero: said, and the advice is right.
+/// A mistyped name, an item off sale, a negative counter: reported, with the right advice.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn advice_can_be_followed() {
@@ -274,7 +274,7 @@ async fn advice_can_be_followed() {
     let (code, text) = said(&["seed", "--add", "200"]);
     assert!(code == Some(0) && text.contains("200 units added, 200 left"), "{text}");
 
-    // A counter that an operator set shows, though no client has asked for it.
+    // A counter set by an operator shows before any client asks for it.
     servers.redis::<()>(&["SET", "counter:hat", "9"]).await;
     servers.redis::<()>(&["SET", "counter:Hat", "9"]).await;
     let (_, text) = said(&["status"]);
@@ -288,7 +288,7 @@ async fn advice_can_be_followed() {
     let audit: Value = serde_json::from_slice(&servers.operate(&["audit", "--json"]).stdout).unwrap();
     assert!(audit["items"].as_array().unwrap().iter().any(|item| item["item"] == "hat"), "{audit}");
 
-    // Taken off sale: nothing says that it is open, and the advice puts it back.
+    // Off sale: nothing reports it as open, and the advice puts it back.
     let bought = crowd(&[format!("{}?item=hat", nodes[0].buy_url())], 2, 2, false).await;
     servers.redis::<()>(&["DEL", "counter:hat"]).await;
     let (_, text) = said(&["restore", "--item", "hat", "--yes"]);
@@ -305,7 +305,7 @@ async fn advice_can_be_followed() {
     servers.redis::<()>(&["DEL", "counter:cap"]).await;
     let (_, text) = said(&["restore", "--item", "cap", "--yes"]);
     assert!(text.contains("taken off sale") && !text.contains("is open"), "{text}");
-    // Redis was emptied: nothing that is said ends the sale that was lost.
+    // Redis was emptied: none of the advice ends the lost sale.
     servers.redis::<()>(&["DEL", "{counter:cap}:book"]).await;
     let (code, text) = said(&["seed", "--add", "4", "--item", "cap"]);
     assert!(code == Some(1) && text.contains("`seckill restore --item cap`"), "{text}");
@@ -313,7 +313,7 @@ async fn advice_can_be_followed() {
     assert!(text.contains("is open with serial 0") && text.contains("3 left"), "{text}");
     servers.redis::<()>(&["DEL", "counter:cap"]).await;
 
-    // What is over is put away.
+    // Ended sales are archived.
     servers.redis::<()>(&["DEL", "counter:hat"]).await;
     assert!(said(&["seed", "4", "--item", "shoe"]).0 == Some(0));
     until("all is recorded", SOON, async || servers.rows().await == 6).await;
@@ -329,8 +329,7 @@ async fn advice_can_be_followed() {
     servers.balance(&[told(&bought), told(&more), told(&last)].concat(), 7).await;
 }
 
-/// An entry that cannot be read is taken out safely: nobody who stands in it gets a success that
-/// was never journaled.
+/// An unreadable entry can be removed safely: no buyer in it gets a success that was never journaled.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn an_unreadable_outbox_entry_is_taken_out_by_restore() {
@@ -338,7 +337,7 @@ async fn an_unreadable_outbox_entry_is_taken_out_by_restore() {
     let (servers, _consumer, nodes) = on_sale(50).await;
     let first = crowd(&urls(&nodes), 10, 5, true).await;
     servers.rows_reach(10, SOON).await;
-    // As a hand that slipped leaves it: a winner whose entry is no entry.
+    // An operator's slip: a winner whose entry is malformed.
     let (batch, order) = (uuid::Uuid::now_v7(), uuid::Uuid::now_v7());
     let record = format!("{order} 39 {batch}");
     servers.redis::<i64>(&["HSET", "{counter}:attempts", "k:slipped", &record]).await;
@@ -353,7 +352,7 @@ async fn an_unreadable_outbox_entry_is_taken_out_by_restore() {
     servers.balance(&[told(&first), told(&[own])].concat(), 11).await;
 }
 
-/// A message out of all reason neither stops the audit nor wedges its item.
+/// An absurd message neither stops the audit nor wedges its item.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn odd_serials_wedge_nothing() {

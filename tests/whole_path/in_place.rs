@@ -1,5 +1,5 @@
-//! The file under the embedded service is deleted, replaced or moved while it serves: nobody is told
-//! success that the next start would not know.
+//! The embedded file is deleted, replaced or moved while in use: no success is confirmed that the next start
+//! would not know.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,8 +20,8 @@ fn beside(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-/// A service that has sold three units to named buyers, and a fourth after what is done to its file:
-/// all who were told.
+/// Sells three units to named buyers before the file is tampered with, and a fourth after: all confirmed
+/// answers.
 async fn sold(node: &Node) -> Vec<Answer> {
     let mut answers = Vec::new();
     for name in ["one", "two", "three"] {
@@ -31,9 +31,9 @@ async fn sold(node: &Node) -> Vec<Answer> {
     answers
 }
 
-/// Nothing is sold, nobody hears "sold out", and log and ops say which file and what to do.
+/// Nothing is sold, no answer says "sold out", and log and ops name the file and the remedy.
 async fn refuses(node: &Node, what: &str) -> String {
-    // Not even the first one after it, though nobody had time to notice.
+    // Not even the first request after it, however soon.
     for name in [Some("four"), Some("one"), None] {
         let refused = buy(&client(), &node.buy_url(), name).await;
         assert!(refused.code == "unavailable" || refused.code == "pending", "{what}: {}", refused.code);
@@ -56,7 +56,7 @@ async fn deleted_and_saved_as_the_program_says() {
     let file = data(&world);
     std::fs::remove_file(&file).unwrap();
     let why = refuses(&node, "was deleted or moved").await;
-    // What the program advises, to the letter.
+    // Exactly what the program advises.
     let copy =
         why.split('`').nth(1).unwrap().replace("SAVED.db", &beside(&file, ".saved").display().to_string());
     let words: Vec<&str> = copy.split(' ').collect();
@@ -87,7 +87,7 @@ async fn replaced_by_a_copy_and_by_another_file() {
         std::fs::hard_link(&file, &aside).unwrap();
         std::fs::rename(other, &file).unwrap();
         refuses(&node, "another file was put where").await;
-        // Back in its place, it goes on.
+        // Back in its place, the sale continues.
         std::fs::rename(&aside, &file).unwrap();
         node.reaches("open", SOON).await;
     }
@@ -128,7 +128,7 @@ async fn its_folder_moved_away_and_back() {
     world.balance(&told(&[answers, vec![last]].concat()), 4).await;
 }
 
-/// SQLite's own files beside it: what was committed last is in one of them.
+/// SQLite's companion files: one of them holds the last commits.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_committed_last_is_deleted() {
     for end in ["-wal", "-shm"] {

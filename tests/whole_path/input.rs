@@ -1,5 +1,5 @@
-//! What people do to Redis and to the ledger by hand: a clear error that names it, the rest goes
-//! on, and once it is mended nothing is lost.
+//! Manual damage to Redis and the ledger: a clear error names it, the rest continues, and once it is fixed
+//! nothing is lost.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::world::{Embedded, Node, Servers, get};
 
 const SOON: Duration = Duration::from_secs(2);
 
-/// What is put in the place of a key; the words after it are done to the key.
+/// The replacement for a key; the words after it are commands on the key.
 type Damage = (&'static str, &'static str, &'static [&'static [&'static str]]);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +58,7 @@ async fn values_in_redis_that_are_none() {
             let damage: Vec<&str> = [&words[..1], &[key], &words[1..]].concat();
             servers.redis::<redis::Value>(&damage).await;
         }
-        // Earlier sales' books are for the audit: whoever sells does not ask for them.
+        // Earlier sales' books are for the audit: selling does not read them.
         if item != "books" {
             until("it is unavailable", SOON, async || state().await == "unavailable").await;
             for key in [None, Some("winner"), Some("another")] {
@@ -91,7 +91,7 @@ async fn values_in_redis_that_are_none() {
         assert_eq!(node.count(&format!("?item={item}")).await["num"], 3, "{item}: none lost");
         orders.extend(told(&[winner, other, next]));
     }
-    // Below zero is zero, and no error.
+    // Negative counts as zero, without an error.
     servers.redis::<()>(&["SET", "counter", "-7"]).await;
     node.reaches("sold_out", SOON).await;
     servers.redis::<()>(&["SET", "counter", "1"]).await;
@@ -100,7 +100,7 @@ async fn values_in_redis_that_are_none() {
     servers.balance(&orders, sold).await;
 }
 
-/// An entry of the outbox that nobody can read stays, and is named; the others are announced.
+/// An unreadable outbox entry stays, and is named; the others are announced.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn an_outbox_entry_that_cannot_be_read() {
@@ -138,7 +138,7 @@ async fn an_outbox_entry_that_cannot_be_read() {
     servers.balance(&told(&[first, second]), 2).await;
 }
 
-/// The consumer says what is missing and ends; started again, once it is there, it goes on.
+/// The consumer reports what is missing and exits; restarted after the fix, it continues.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_ledger_with_columns_missing() {

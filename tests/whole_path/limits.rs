@@ -1,5 +1,4 @@
-//! What a client may send, by socket against the program itself, and what the program holds in
-//! memory when very many do.
+//! HTTP limits, by raw socket against the program, and its memory under very many clients.
 
 use std::process::Command;
 use std::task::Poll;
@@ -14,14 +13,14 @@ use crate::buyers::{all_different, buy, client, told};
 use crate::process::{Process, command, free_port, until};
 use crate::world::{Embedded, Node, Servers, get};
 
-/// Resident memory of the service with 10,000 idle connections and 5,000 waiting attempts.
-/// Measured: 229 MiB at most, 126 MiB with the idle ones alone; the rest is head room.
+/// Resident memory of the service with 10,000 idle connections and 5,000 waiting attempts. Measured: 229 MiB
+/// at most, 126 MiB with the idle ones alone; the rest is headroom.
 const MEMORY_KB: u64 = 384 * 1024;
 
 const IDLE: usize = 10_000;
 const WAITING: usize = 5_000;
 
-/// Longer than any limit on a slow client.
+/// Longer than any slow-client timeout.
 const PATIENCE: Duration = Duration::from_secs(25);
 
 const BUY: &str = "POST /seckill/seckill HTTP/1.1\r\nHost: x\r\n";
@@ -31,15 +30,15 @@ async fn connect(url: &str) -> TcpStream {
     TcpStream::connect(url.trim_start_matches("http://")).await.unwrap()
 }
 
-/// All that comes until the other side closes.
+/// Reads until the other side closes.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // A reset after the answer is an end as well.
+    // A reset after the answer counts as a close.
     let _ = timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("the connection is closed");
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// One answer off a connection that stays: its head and body.
+/// One answer on a keep-alive connection: status and body.
 async fn answer(stream: &mut TcpStream) -> (u16, Value) {
     let mut bytes = Vec::new();
     let text = timeout(PATIENCE, async {
@@ -67,7 +66,7 @@ fn parse(text: &str) -> (u16, Value) {
     (head[9..12].parse().unwrap(), serde_json::from_str(body).unwrap_or_default())
 }
 
-/// Sends a request at once; the answer, after which the connection must be closed.
+/// Sends a request at once; returns the answer, after which the connection must close.
 async fn refused(url: &str, request: &[u8]) -> (u16, Value) {
     let mut stream = connect(url).await;
     let (mut reader, mut writer) = stream.split();
@@ -81,7 +80,7 @@ async fn refused(url: &str, request: &[u8]) -> (u16, Value) {
     parse(&String::from_utf8_lossy(&bytes))
 }
 
-/// Sends `piece` again and again until the other side has had enough; what it said, and when.
+/// Sends `piece` repeatedly until the other side gives up; returns its answer, and when.
 async fn dripped(url: &str, first: &str, piece: &str, every: Duration) -> (String, Duration) {
     let stream = connect(url).await;
     let (mut reader, mut writer) = stream.into_split();
@@ -107,7 +106,7 @@ fn memory_kb(node: &Node, name: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Soft and hard limit of open files, of the service.
+/// The service's soft and hard limits of open files.
 fn open_files(node: &Node) -> (u64, u64) {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", node.process.id())).unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
@@ -130,7 +129,7 @@ async fn too_large() {
         refused(&node.url, format!("{BUY}Content-Length: 99999999999999999999999\r\n\r\n").as_bytes()).await;
     assert!(status == 400 || status == 413, "{status} {problem}");
 
-    // Every chunk is small, all of them together are not, and there is no end.
+    // Every chunk is small, their sum is not, and there is no end.
     let chunks = format!("{BUY}Transfer-Encoding: chunked\r\n\r\n");
     let (said, _) =
         dripped(&node.url, &chunks, &format!("400\r\n{}\r\n", &large[..1024]), Duration::from_millis(5))
@@ -138,7 +137,7 @@ async fn too_large() {
     let (status, problem) = parse(&said);
     assert_eq!((status, &problem["code"]), (413, &"too_large".into()), "{said}");
 
-    // A head that is complete, one that is not, and one of very many headers.
+    // A complete head, an incomplete one, and one with very many headers.
     let head = format!("{BUY}X: {}\r\n\r\n", &large[..20_000]);
     let (status, problem) = refused_or_kept(&node.url, head.as_bytes()).await;
     assert_eq!((status, &problem["code"]), (431, &"too_large".into()));
@@ -159,7 +158,7 @@ async fn too_large() {
         "no line for what clients do wrong: {}",
         node.process.log()
     );
-    // A small body is read and means nothing, and the connection stays.
+    // A small body is read and ignored, and the connection stays open.
     let mut stream = connect(&node.url).await;
     let mut orders = Vec::new();
     for request in [
@@ -174,15 +173,15 @@ async fn too_large() {
     world.balance(&orders, 2).await;
 }
 
-/// Like [`refused`], for what the library has read to its end: the connection may stay.
+/// Like [`refused`], for fully read requests: the connection may stay.
 async fn refused_or_kept(url: &str, request: &[u8]) -> (u16, Value) {
     let mut stream = connect(url).await;
     stream.write_all(request).await.unwrap();
     answer(&mut stream).await
 }
 
-/// A header a second, a byte of a body a second, a chunk a second after the answer, and a second
-/// request on a connection that was idle: each ends, while others are served.
+/// Slow loris: a header a second, a body byte a second, a chunk a second after the answer, and a second
+/// request on an idle connection: each is closed, while others are served.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_slow() {
     let world = Embedded::new(5);
@@ -209,7 +208,7 @@ async fn too_slow() {
     }
     assert_eq!(parse(&body.0).1["code"], "too_slow");
     assert_eq!(parse(&chunks.0).1["code"], "too_slow");
-    // The first request was answered, and the second never became one.
+    // The first request was answered, and the second never completed.
     assert!(second_head.0.starts_with("HTTP/1.1 200"), "{second_head:?}");
     assert_eq!(second_head.0.matches("HTTP/1.1").count(), 1, "{second_head:?}");
 
@@ -218,7 +217,7 @@ async fn too_slow() {
     world.balance(&told(&[bought]), 1).await;
 }
 
-/// A client that asks and asks and never reads is given up, and so is what it asked for.
+/// A client that sends requests but never reads is dropped, with its requests.
 #[tokio::test(flavor = "multi_thread")]
 async fn never_read() {
     let world = Embedded::new(5);
@@ -234,8 +233,8 @@ async fn never_read() {
     world.balance(&[], 0).await;
 }
 
-/// Several requests sent at once are answered in their order; a connection that is reset in the
-/// middle of one, or before its answer, leaves nothing behind but perhaps a sale.
+/// Pipelined requests are answered in order; a connection reset within a request, or before its answer,
+/// leaves nothing behind but perhaps a sale.
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelined_and_reset() {
     let world = Embedded::new(1000);
@@ -258,10 +257,10 @@ async fn pipelined_and_reset() {
         let whole = format!("{BUY}Idempotency-Key: r{number}\r\n\r\n");
         let part = if number % 2 == 0 { &whole[..40] } else { &whole };
         stream.write_all(part.as_bytes()).await.unwrap();
-        // No orderly end: the other side sees a reset.
+        // An abortive close: the other side sees a reset.
         stream.set_zero_linger().unwrap();
     }
-    // Whoever was reset asks again, and gets the order there is.
+    // A retry after the reset gets the existing order.
     let mut stream = connect(&node.url).await;
     let mut asked_again = Vec::new();
     for number in 0..200 {
@@ -272,8 +271,8 @@ async fn pipelined_and_reset() {
     world.balance(&all, 240).await;
 }
 
-/// 10,000 connections that do nothing and 5,000 attempts that wait for a file that somebody else
-/// has locked: the process answers others, stays within its memory, and answers them, too.
+/// 10,000 idle connections and 5,000 attempts that wait for a locked file: the process answers others, stays
+/// within its memory, and answers them too.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_idle_and_five_thousand_waiting() {
     let needed = (IDLE + WAITING + 1000) as u64;
@@ -300,7 +299,7 @@ async fn ten_thousand_idle_and_five_thousand_waiting() {
         let key = "k".repeat(50);
         stream.write_all(format!("{BUY}Idempotency-Key: {key}-{number}\r\n\r\n").as_bytes()).await.unwrap();
     }
-    // An answer while they wait, to who asks for one.
+    // Other requests are answered while they wait.
     assert_eq!(get(&format!("{}/seckill/getCount", node.url)).await.0, 200);
     assert_ne!(get(&format!("{}/readyz", node.ops)).await.0, 0);
     let mut early = 0;
@@ -316,7 +315,7 @@ async fn ten_thousand_idle_and_five_thousand_waiting() {
         let (status, body) = answer(stream).await;
         match body["code"].as_str().unwrap() {
             "success" => orders.push(body["order"].as_str().unwrap().to_owned()),
-            // Sold, when the lock was held for so long that nobody may be told any more.
+            // Sold, but the lock was held too long to confirm it.
             "pending" => pending += 1,
             "busy" | "unavailable" => refused += 1,
             other => panic!("{status} {other}"),
@@ -325,7 +324,7 @@ async fn ten_thousand_idle_and_five_thousand_waiting() {
     let bought = buy(&client(), &node.buy_url(), None).await;
     assert_eq!(bought.code, "success");
     orders.extend(bought.order);
-    // The idle ones are still served.
+    // The idle connections are still served.
     for stream in idle.iter_mut().step_by(500) {
         stream.write_all(COUNT.as_bytes()).await.unwrap();
         assert_eq!(answer(stream).await.0, 200);
@@ -340,7 +339,7 @@ async fn ten_thousand_idle_and_five_thousand_waiting() {
     world.balance(&orders, sold).await;
 }
 
-/// Connections that have asked once, and may be idle from then on.
+/// Connections after one request each, idle from then on.
 async fn connected(url: &str, count: usize) -> Vec<TcpStream> {
     let mut all = Vec::new();
     while all.len() < count {
@@ -358,17 +357,16 @@ async fn connected(url: &str, count: usize) -> Vec<TcpStream> {
     all
 }
 
-/// Whether something came on it; it stays there.
+/// Whether data has arrived; it stays in the buffer.
 async fn answered(stream: &TcpStream) -> bool {
     let mut byte = [0; 1];
     let peek =
         std::future::poll_fn(|cx| Poll::Ready(stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)).is_ready()));
-    // A task may look at 128 only, and then sees none that is ready.
+    // tokio's budget allows only 128 polls per task, then nothing looks ready.
     tokio::task::unconstrained(peek).await
 }
 
-/// A process that may open few files keeps some for itself: more buyers than that wait to be
-/// accepted, and it works on.
+/// A process with few open files reserves some: excess buyers wait to be accepted, and it keeps working.
 #[tokio::test(flavor = "multi_thread")]
 async fn more_buyers_than_open_files() {
     const FILES: usize = 700;
@@ -410,7 +408,7 @@ async fn more_buyers_than_open_files() {
     assert_eq!(get(&format!("{ops}/readyz")).await.0, 200);
     assert!(world.operate(&["seed", "--add", "1"]).status.success());
     assert_eq!(served(&buyers).await, room, "the others wait");
-    // Who was served goes, and the others come in.
+    // Served clients leave, and the others are accepted.
     until("all are served", Duration::from_secs(20), async || {
         let mut waiting = Vec::new();
         for buyer in std::mem::take(&mut buyers) {
@@ -427,7 +425,7 @@ async fn more_buyers_than_open_files() {
     world.balance(&told(&[bought]), 1).await;
 }
 
-/// Items and orders that clients make up cost no key, no metric and no till.
+/// Made-up items and orders cost no key, no metric and no till.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn names_made_up_by_clients_leave_nothing() {

@@ -1,4 +1,4 @@
-//! Two listeners: what each answers, and with which headers.
+//! The two HTTP listeners: what each answers, and with which headers.
 
 use reqwest::{Method, Response};
 
@@ -17,7 +17,7 @@ fn header<'r>(response: &'r Response, name: &str) -> &'r str {
     response.headers().get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
 }
 
-/// A request, the status it gets, and what may be kept of the answer.
+/// A request, its expected status, and the caching of the answer.
 type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16, &'a str);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +47,7 @@ async fn headers_and_paths() {
         ("POST", "/seckill/seckill", &[("Origin", "http://elsewhere.example")], 403, "no-store"),
         ("HEAD", "/seckill/getCount", &[], 200, "public, max-age=1"),
         ("GET", "/seckill/now", &[], 200, "no-store"),
-        // What ops may ask is asked elsewhere.
+        // Ops endpoints are on the other listener.
         ("GET", "/metrics", &[], 404, "no-store"),
         ("GET", "/livez", &[], 404, "no-store"),
         ("GET", "/readyz", &[("Host", &node.ops["http://".len()..])], 404, "no-store"),
@@ -69,11 +69,11 @@ async fn headers_and_paths() {
             }
             assert!(!policy.contains("unsafe"), "{about}: {policy}");
         } else {
-            // What no browser takes for a page needs no policy for one.
+            // An answer that no browser renders as a page needs no page policy.
             let json = header(&response, "content-type").ends_with("json; charset=utf-8");
             assert!(json || status == 204, "{about}");
         }
-        // No other site's script may read an answer, and nothing says what serves it.
+        // No other site's script may read an answer, and no header names the server.
         assert_eq!(header(&response, "access-control-allow-origin"), "", "{about}");
         assert_eq!(header(&response, "server"), "", "{about}");
         if path == "/seckill/seckill" && status == 200 {
@@ -82,7 +82,7 @@ async fn headers_and_paths() {
             );
         }
     }
-    // And the other way round: nothing is sold to who asks the ops listener.
+    // Conversely: the ops listener sells nothing.
     for (method, path) in
         [("POST", "/seckill/seckill"), ("GET", "/seckill/getCount"), ("GET", order), ("GET", "/")]
     {
@@ -106,7 +106,7 @@ async fn headers_and_paths() {
     embedded.balance(&told, 1).await;
 }
 
-/// Whoever holds a connection of ops, idle or in the middle of a request, gives it up for a new one.
+/// Ops connections, idle or within a request, are evicted for a new one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_probe_is_answered_whoever_holds_connections() {
     use tokio::io::AsyncWriteExt as _;

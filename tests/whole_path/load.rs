@@ -1,5 +1,4 @@
-//! Load that goes on while something breaks: buyers who retry like real clients do, and all that
-//! each of them was told.
+//! Load during a fault: buyers that retry like real clients, and all of their answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,23 +11,23 @@ use uuid::Uuid;
 use crate::buyers::buy;
 use crate::process::until;
 
-/// Of each sort: with a key, and without.
+/// Of each kind: with a key, and without.
 const BUYERS: usize = 12;
-/// Between two purchases of one buyer: together some hundreds a second, so that two cores have
-/// time left for the programs.
+/// Between two purchases of one buyer: together some hundreds a second, which leaves two cores time for the
+/// programs.
 const PAUSE: Duration = Duration::from_millis(40);
-/// Between two tries of one purchase, doubled up to the second.
+/// Between two tries of one purchase, doubling up to a second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// A client gives up on an answer after this, and asks again.
+/// A client's timeout, after which it retries.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Once all is well again, whoever has a key hears the end of it within this: the outbox's grace
-/// and some tries.
+/// Once all is healed, buyers with a key get their final answer within this: the outbox's grace and some
+/// tries.
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// One answer, or its absence.
+/// One answer, or a missing one.
 #[derive(Debug, Clone)]
 pub struct Said {
-    /// Whose it is: the key, or a name that no other anonymous attempt has.
+    /// The key, or a unique name for an anonymous attempt.
     pub attempt: String,
     pub keyed: bool,
     pub code: String,
@@ -38,13 +37,13 @@ pub struct Said {
 }
 
 impl Said {
-    /// An answer after which nobody asks again.
+    /// An answer that ends the retries.
     pub fn is_final(&self) -> bool {
         matches!(self.code.as_str(), "success" | "sold_out")
     }
 }
 
-/// Buyers at work.
+/// Running buyers.
 pub struct Load {
     began: Instant,
     stop: Arc<AtomicBool>,
@@ -53,7 +52,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Lets them loose on all these addresses.
+    /// Starts the buyers on all these addresses.
     pub fn start(urls: &[String]) -> Self {
         let (stop, said) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let mut buyers = JoinSet::new();
@@ -81,7 +80,7 @@ impl Load {
         self.said().iter().filter(|said| said.code == "success").count()
     }
 
-    /// Waits for a success that was asked for after `moment`; who had it, and when.
+    /// Waits for a success requested after `moment`; returns its order and time.
     pub async fn sells_after(&self, moment: Instant, within: Duration) -> (Uuid, Instant) {
         let mut first = None;
         until("the sale goes on", within, async || {
@@ -97,7 +96,7 @@ impl Load {
         first.unwrap()
     }
 
-    /// Ends it: those with a key go on until they have their answer.
+    /// Stops it: buyers with a key continue until they have their answer.
     pub async fn stop(mut self) -> Heard {
         self.stop.store(true, Ordering::Relaxed);
         let ended = Instant::now();
@@ -115,7 +114,7 @@ impl Load {
     }
 }
 
-/// The longest span between two neighbours among the beginning, the final answers and the end.
+/// The longest gap between the beginning, the final answers and the end.
 fn silence(said: &[Said], began: Instant, ended: Instant) -> Duration {
     let mut heard: Vec<Instant> = said
         .iter()
@@ -131,7 +130,7 @@ struct Buyer {
     name: String,
     keyed: bool,
     urls: Vec<String>,
-    /// Whose turn it is of the addresses.
+    /// The index of the next address.
     turn: usize,
     client: reqwest::Client,
     said: Arc<Mutex<Vec<Said>>>,
@@ -156,7 +155,7 @@ impl Buyer {
         }
     }
 
-    /// Asks the next address; whether it was answered for good.
+    /// Asks the next address; returns whether the answer is final.
     async fn ask(&mut self, attempt: &str) -> bool {
         self.turn += 1;
         let url = &self.urls[self.turn % self.urls.len()];
@@ -176,10 +175,10 @@ impl Buyer {
     }
 }
 
-/// All that the buyers of a load heard.
+/// All answers to the buyers of a load.
 pub struct Heard {
     pub said: Vec<Said>,
-    /// The longest time without a final answer to anybody.
+    /// The longest time without any final answer.
     pub silence: Duration,
 }
 
@@ -189,23 +188,23 @@ impl Heard {
         self.said.iter().map(|said| said.attempt.as_str()).collect::<BTreeSet<_>>().len()
     }
 
-    /// The attempts that were told success, each with its orders: one, or something is wrong.
+    /// The attempts with a success, each with its orders: one, or something is wrong.
     pub fn told(&self) -> BTreeMap<&str, BTreeSet<Uuid>> {
         self.orders(|said| said.code == "success")
     }
 
-    /// The attempts that heard of an order, whatever was said of it.
+    /// The attempts that got an order, with any status.
     pub fn named(&self) -> BTreeMap<&str, BTreeSet<Uuid>> {
         self.orders(|_| true)
     }
 
-    /// Orders that anonymous buyers were told are `pending`: they can look them up.
+    /// `pending` orders of anonymous buyers: they can look them up.
     pub fn pending(&self) -> Vec<(&str, Uuid)> {
         let pending = self.said.iter().filter(|said| !said.keyed && said.code == "pending");
         pending.filter_map(|said| Some((said.attempt.as_str(), said.order?))).collect()
     }
 
-    /// How often `code` was said.
+    /// How many answers have this `code`.
     pub fn count(&self, code: &str) -> usize {
         self.said.iter().filter(|said| said.code == code).count()
     }

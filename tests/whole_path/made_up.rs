@@ -1,5 +1,4 @@
-//! Orders that somebody made up cost nothing; those of this shop are known by all its nodes, also
-//! those of before it had a key.
+//! Forged order ids cost nothing; all nodes recognise this shop's own, even those from before it had a key.
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ fn at(node: &Node, order: &str) -> String {
     format!("{}/seckill/orders/{order}", node.url)
 }
 
-/// An id of so many seconds ago, as anybody can make one.
+/// An unsigned id, this many seconds old.
 fn made_up(ago: u64) -> Uuid {
     let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap();
     Builder::from_unix_timestamp_millis(now - ago * 1000, Uuid::now_v7().as_bytes()[6..].try_into().unwrap())
@@ -44,7 +43,7 @@ async fn on_servers_they_are_told_from_ours_without_a_question() {
     let order = bought.order.clone().unwrap();
     until("the other node finds it", SOON, async || get(&at(&two, &order)).await.1["status"] == "recorded")
         .await;
-    // Once it is known that nobody makes them without the key, nobody is asked: not even a young one.
+    // Once all nodes are known to use the key, an id without it is rejected locally, however young.
     until("it is known", SOON, async || get(&at(&two, &made_up(1).to_string())).await.0 == 404).await;
     let asked = async || -> u64 {
         let text: String = servers.redis(&["INFO", "commandstats"]).await;
@@ -61,7 +60,7 @@ async fn on_servers_they_are_told_from_ours_without_a_question() {
     let far = Uuid::parse_str("ffffffff-0000-7000-8000-000000000001").unwrap();
     assert_eq!(get(&at(&two, &far.to_string())).await.0, 404);
     assert!(asked().await < before + 100, "what was made up was looked for");
-    // Also with Redis gone: it needs nobody.
+    // Also without Redis: no lookup is needed.
     servers.redis.take().unwrap().kill();
     assert_eq!(get(&at(&two, &made_up(60).to_string())).await.0, 404);
     servers.start_redis().await;
@@ -69,8 +68,8 @@ async fn on_servers_they_are_told_from_ours_without_a_question() {
     servers.balance(&told(&[bought]), 1).await;
 }
 
-/// A shop that gets a key, node by node, and one with another key by mistake: whoever bought is
-/// never told that the order is not there.
+/// A shop that adds a key, node by node, and one with a wrong key by mistake: a buyer is never told that an
+/// existing order is missing.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn orders_of_before_the_key_and_of_another_one() {
@@ -104,8 +103,8 @@ async fn orders_of_before_the_key_and_of_another_one() {
     servers.balance(&told(&bought), 6).await;
 }
 
-/// An order made by a clock that had jumped stands in the outbox, whatever its id says: its maker
-/// died before it was announced.
+/// An order from a clock that had jumped is in the outbox, whatever its id says: its node died before
+/// announcing it.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn an_order_from_the_future() {
@@ -148,7 +147,7 @@ async fn a_file_has_a_key_of_its_own() {
     world.balance(&told(&[bought]), 1).await;
 }
 
-/// A file of an older version, whose orders have no check that this one could know.
+/// A file of an older version, whose orders have no check that this version knows.
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_in_a_file_of_before() {
     use sqlx::Connection as _;
@@ -197,7 +196,7 @@ fn a_key_that_is_none() {
     std::fs::write(&empty, "\n").unwrap();
     assert!(run("SECKILL_KEY_FILE", &empty.display().to_string()).1.contains("the file is empty"));
     assert!(run("SECKILL_KEY_FILE", "/nowhere/key").1.contains("SECKILL_KEY_FILE=/nowhere/key"));
-    // The key where a file's name should stand.
+    // The key in place of a file name.
     let (code, said) = run("SECKILL_KEY_FILE", KEY);
     assert!(code == Some(64) && !said.contains(KEY), "{said}");
 }

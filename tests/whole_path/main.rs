@@ -1,6 +1,5 @@
-//! Whole-path tests: the programs themselves, real servers, many buyers. Each test ends in the
-//! same check of the books ([`world::Servers::balance`], [`world::Embedded::balance`], and under
-//! load [`books::Books`]).
+//! Whole-path tests: the real programs, real servers, many buyers. Each test ends in the same check of the
+//! books ([`world::Servers::balance`], [`world::Embedded::balance`], and under load [`books::Books`]).
 //!
 //! Needs the servers of `scripts/servers up`; `scripts/test` starts them. Fails without them.
 

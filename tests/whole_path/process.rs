@@ -1,4 +1,4 @@
-//! Processes of a test: started with a clean environment, ended with it.
+//! Child processes of a test: started with a clean environment, killed with it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 /// The settings a process gets.
 pub type Env = Vec<(String, String)>;
 
-/// The binaries under test lie side by side.
+/// A binary under test, from the shared target folder.
 pub fn binary(name: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_seckill")).with_file_name(name);
     assert!(path.exists(), "{} is missing: build it with `cargo build --workspace` first", path.display());
     path
 }
 
-/// A port nobody listens on, below those that outgoing connections are given.
+/// A free port below the ephemeral range.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = 20_000 + u16::try_from(std::process::id() % 8_000).unwrap();
@@ -28,7 +28,7 @@ pub fn free_port() -> u16 {
     }
 }
 
-/// A process that does not outlive its test.
+/// A process that is killed when its test ends.
 pub struct Process {
     child: Child,
     name: String,
@@ -62,13 +62,13 @@ impl Process {
         assert!(sent.success(), "kill -{signal} {}", self.name);
     }
 
-    /// Ends it as a crash would.
+    /// Kills it, as a crash would.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Sends SIGTERM and waits for its end.
+    /// Sends SIGTERM and waits for the exit.
     pub async fn stop(mut self) -> ExitStatus {
         self.signal("TERM");
         let status = self.ended(Duration::from_secs(20)).await;
@@ -78,7 +78,7 @@ impl Process {
         status
     }
 
-    /// Waits for its end.
+    /// Waits for its exit.
     pub async fn ended(&mut self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
         loop {
@@ -95,7 +95,7 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// What it has printed.
+    /// Its output.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -127,12 +127,12 @@ pub fn command(name: &str, env: &Env, args: &[&str], folder: &Path) -> Command {
     command
 }
 
-/// Runs a binary to its end.
+/// Runs a binary to completion.
 pub fn output(name: &str, env: &Env, args: &[&str], folder: &Path) -> Output {
     command(name, env, args, folder).output().unwrap()
 }
 
-/// Waits for a condition, not for a time.
+/// Polls for a condition instead of sleeping.
 pub async fn until(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + within;
     while !condition().await {

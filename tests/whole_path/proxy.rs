@@ -1,5 +1,5 @@
-//! A proxy between the programs and a server. Requests always get through; what becomes of the
-//! answers can be changed at any time.
+//! A fault-injecting proxy before a server. Requests always pass; the fate of answers can be changed at any
+//! time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,25 +12,25 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// While answers are cut, every so many a piece of one ends its connection half-way: often enough
-/// to meet every kind of answer, seldom enough that some conversations come to their end.
+/// While answers are cut, one in this many pieces breaks off and closes its connection: often enough to hit
+/// every kind of answer, seldom enough that some conversations finish.
 const CUT_EVERY: usize = 8;
 
-/// What becomes of the answers.
+/// The fate of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answers {
     /// They pass.
     Pass,
-    /// Every so often one breaks off in the middle, and its connection with it.
+    /// Some break off in the middle, and close their connection.
     Cut,
-    /// Each comes this much later, in its order.
+    /// Each is delayed by this, in order.
     Delay(Duration),
-    /// They are lost, though the server has done what it was asked. The connection stays silent
-    /// for good, as behind a firewall that forgot it; only new ones may be better.
+    /// They are lost, though the server has executed the request. The connection stays silent forever, as
+    /// behind a firewall that forgot it; only new ones may work.
     Swallow,
 }
 
-/// A proxy that ends with its test.
+/// A proxy that stops with its test.
 pub struct Proxy {
     answers: watch::Sender<Answers>,
     task: JoinHandle<()>,
@@ -43,7 +43,7 @@ impl Proxy {
         let (answers, now) = watch::channel(Answers::Pass);
         let task = tokio::spawn(async move {
             let pieces = Arc::new(AtomicUsize::new(0));
-            // Dropped with the task, and every connection with it.
+            // Dropped with the task, which closes every connection.
             let mut connections = tokio::task::JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let (server, now, pieces) = (server.clone(), now.clone(), Arc::clone(&pieces));
@@ -77,7 +77,7 @@ async fn carry(client: TcpStream, server: TcpStream, now: watch::Receiver<Answer
     let (mut requests, to_client) = client.into_split();
     let (from_server, mut to_server) = server.into_split();
     let (queue, due) = mpsc::unbounded_channel();
-    // Whoever ends first ends the other: both sockets are closed.
+    // Either end closes both sockets.
     tokio::select! {
         _ = copy(&mut requests, &mut to_server) => {}
         _ = async { tokio::join!(read(from_server, queue, now, pieces), write(due, to_client)) } => {}

@@ -1,4 +1,4 @@
-//! No secret shows: not in logs, answers, metrics or process arguments, whatever `RUST_LOG` says.
+//! No secret leaks into logs, answers, metrics or process arguments, whatever `RUST_LOG` says.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::world::{Servers, get};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Every command of both programs; none of them changes what the others see.
+/// Every command of both programs; none affects another's output.
 const COMMANDS: [(&str, &[&str]); 7] = [
     ("seckill", &["status"]),
     ("seckill", &["audit", "--json"]),
@@ -24,7 +24,7 @@ const COMMANDS: [(&str, &[&str]); 7] = [
     ("seckill", &["--help"]),
 ];
 
-/// What a program prints, and whether it ended well.
+/// A program's output, and whether it succeeded.
 fn said(program: &str, env: &Env, args: &[&str], folder: &TempDir) -> (bool, String) {
     let ended = output(program, env, args, folder.path());
     let text = [ended.stdout, ended.stderr].concat();
@@ -39,7 +39,7 @@ fn command_line(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap()
 }
 
-/// The right passwords, with every library as talkative as it can be; then two servers are gone.
+/// The right passwords, with every library at its most verbose; then two servers go away.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn right_ones() {
@@ -88,7 +88,7 @@ async fn right_ones() {
     says_no_password(&consumer.log());
 }
 
-/// Addresses and options that cannot be used, in each variable.
+/// Invalid addresses and options, in each variable.
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_ones() {
     let folder = TempDir::new().unwrap();
@@ -142,8 +142,7 @@ async fn malformed_ones() {
     }
 }
 
-/// A server that is no Redis and repeats what it was sent, as old ones do with a command that
-/// they do not know.
+/// A server that is not Redis and echoes its input, as old ones do with an unknown command.
 #[tokio::test(flavor = "multi_thread")]
 async fn repeated_by_a_server() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! The servers world: Redis, Kafka and MariaDB for real.
+//! The servers world: a real Redis, Kafka and MariaDB.
 
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ async fn one_key_fifty_times_on_two_nodes() {
     servers.balance(&orders, 3).await;
 }
 
-/// Items have books of their own; operators' commands work beside the service.
+/// Items have separate books; operator commands work beside the service.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn items_and_operators() {
@@ -116,7 +116,7 @@ async fn items_and_operators() {
     let winner = buy(&client, &node.buy_url(), Some("key")).await;
     assert!(servers.operate(&["seed", "--add", "2"]).status.success());
     until("five are left", Duration::from_secs(2), async || node.count("").await["num"] == 5).await;
-    // A plain SET keeps the sale, and so the winner's answer; a new sale forgets it.
+    // A plain SET keeps the sale and the winner's answer; a new sale drops it.
     servers.redis::<()>(&["SET", "counter", "9"]).await;
     until("nine are left", Duration::from_secs(2), async || node.count("").await["num"] == 9).await;
     assert_eq!(node.count("").await["epoch"], epoch);
@@ -126,7 +126,7 @@ async fn items_and_operators() {
     let other = buy(&client, &node.buy_url(), Some("key")).await;
     assert_ne!(other.order, winner.order);
 
-    // A value that is none spoils its item alone.
+    // An invalid value affects its item alone.
     servers.redis::<()>(&["SET", "counter:hat", "many"]).await;
     let hat = buy(&client, &at("hat"), None).await;
     assert_eq!((hat.status.unwrap().as_u16(), hat.code.as_str()), (503, "unavailable"));
@@ -139,7 +139,7 @@ async fn items_and_operators() {
     })
     .await;
 
-    // Off sale, a winner is known all the same, also to a node that never heard of the item.
+    // Off sale, a winner is still known, also to a node that has never seen the item.
     servers.redis::<()>(&["SET", "counter:bag", "1"]).await;
     let bag = buy(&client, &at("bag"), Some("key")).await;
     servers.redis::<()>(&["DEL", "counter:bag"]).await;
@@ -153,7 +153,7 @@ async fn items_and_operators() {
     servers.balance(&orders, 5).await;
 }
 
-/// A killed consumer, offsets set back, messages twice, a message that is none.
+/// A killed consumer, reset offsets, duplicate messages, a malformed message.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn the_consumer_records_each_sale_once() {
@@ -235,7 +235,7 @@ async fn stopped_under_load_and_started_at_once() {
     servers.balance(&orders, orders.len()).await;
 }
 
-/// Where an order stands, until it is in the ledger; one that never was is not found.
+/// The status of an order until it is in the ledger; an order that never existed is not found.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn an_order_is_followed_into_the_ledger() {
@@ -279,7 +279,7 @@ pub async fn produce(servers: &Servers, values: impl Iterator<Item = &[u8]>) {
     tokio::task::spawn_blocking(move || producer.flush(Duration::from_secs(10))).await.unwrap().unwrap();
 }
 
-/// What somebody does with `kafka-consumer-groups --reset-offsets --to-earliest`.
+/// Does what `kafka-consumer-groups --reset-offsets --to-earliest` does.
 async fn reset_group_to_the_beginning(servers: &Servers) {
     let reset = servers_tool(&[
         "groups",
@@ -321,7 +321,7 @@ fn orders_told_twice_are_noticed() {
     assert!(std::panic::catch_unwind(|| all_different(&twice)).is_err());
 }
 
-/// A Redis that refuses to write is an outage, not a sale without a unit.
+/// A Redis that refuses writes is an outage, not "sold out".
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn redis_out_of_memory() {
@@ -345,7 +345,7 @@ async fn redis_out_of_memory() {
     servers.balance(&orders, 100).await;
 }
 
-/// What Redis must be set to is said at the start, and when it changes.
+/// Bad Redis settings are reported at startup, and when they change.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn redis_settings_that_break_the_promise_are_said() {

@@ -1,4 +1,4 @@
-//! Settings that cannot be used, and the documents that list them.
+//! Invalid settings, and the documents that list all settings.
 
 use std::net::TcpListener;
 
@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::process::{Env, free_port, output};
 
-/// Runs `serve` with these settings: its exit code and what it said.
+/// Runs `serve` with these settings: its exit code and output.
 fn serve(settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let folder = TempDir::new().unwrap();
     let mut env: Env = vec![
@@ -19,7 +19,7 @@ fn serve(settings: &[(&str, &str)]) -> (Option<i32>, String) {
     (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
 }
 
-/// Settings, the exit code they lead to, and what the line must name.
+/// Settings, the expected exit code, and what the error must name.
 type Case<'a> = (&'a [(&'a str, &'a str)], i32, &'a [&'a str]);
 
 #[test]
@@ -88,7 +88,7 @@ fn a_secret_never_shows() {
     assert!(!said.contains("hush"), "{said}");
 }
 
-/// A line of `.env` may hold a password, too; and a variable that is empty is as good as unset.
+/// A line of `.env` may contain a password, too; and an empty variable counts as unset.
 #[test]
 fn a_broken_env_file_and_empty_variables() {
     let folder = TempDir::new().unwrap();
@@ -132,7 +132,7 @@ fn the_documents_list_every_setting() {
     }
 }
 
-/// A password as it is: in `.env` no `$` stands for something else.
+/// A literal password: in `.env` a `$` is never expanded.
 #[test]
 fn an_env_file_is_taken_literally() {
     let folder = TempDir::new().unwrap();
@@ -155,7 +155,7 @@ fn an_env_file_is_taken_literally() {
     }
 }
 
-/// Which world a command spoke to; and no sale is begun in a file that nobody would look for.
+/// Commands name their world; and no sale begins in a file that no one would look for.
 #[test]
 fn every_command_says_where() {
     let folder = TempDir::new().unwrap();

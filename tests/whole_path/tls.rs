@@ -1,5 +1,5 @@
-//! TLS and passwords: each server for real, with a certificate made here. Who is refused says
-//! why, without the password, and nobody is told "sold out".
+//! TLS and passwords: each real server, with a certificate made here. A refused program says why, without the
+//! password, and no buyer is told "sold out".
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use crate::buyers::{buy, client, count, crowd, told};
 use crate::process::{Process, free_port, output, until};
 use crate::world::{Node, Servers};
 
-/// Both hold the word that nobody may say.
+/// Both contain the word that must not leak.
 pub const PASSWORD: &str = "Open-Sesame.42";
 pub const WRONG: &str = "Shut-Sesame.43";
 const SOON: Duration = Duration::from_secs(20);
 
-/// An authority, its certificate for 127.0.0.1, and a stranger's authority, as files.
+/// A CA, its certificate for 127.0.0.1, and a foreign CA, as files.
 pub struct Authority {
     pub folder: TempDir,
 }
@@ -48,7 +48,7 @@ impl Authority {
     }
 }
 
-/// A MariaDB or a Kafka of the test's own that takes TLS; ended with the test.
+/// The test's own MariaDB or Kafka with TLS; stopped with the test.
 pub struct Server {
     name: &'static str,
     folder: TempDir,
@@ -58,7 +58,7 @@ pub struct Server {
 
 impl Server {
     pub fn start(name: &'static str, authority: &Authority) -> Self {
-        // Kafka takes the next two as well.
+        // Kafka also needs the next two.
         let port = loop {
             let ports = [free_port(), free_port(), free_port()];
             if ports[2] == ports[0] + 2 {
@@ -94,7 +94,7 @@ impl Drop for Server {
     }
 }
 
-/// The same port by an address that the certificate does not name.
+/// The same port by an address that is not in the certificate.
 async fn alias(port: u16) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -114,7 +114,7 @@ pub fn says_no_password(text: &str) {
     assert!(line.is_none(), "{line:?}");
 }
 
-/// A Redis with TLS only, for the user that SECURITY.md shows, with no more rights than there.
+/// A TLS-only Redis, with the user and the rights that SECURITY.md shows, no more.
 pub fn redis_server(servers: &mut Servers, authority: &Authority) {
     let port = servers.redis_port;
     let security = include_str!("../../SECURITY.md");
@@ -138,7 +138,7 @@ pub fn redis_server(servers: &mut Servers, authority: &Authority) {
     servers.set("SSL_CERT_FILE", &authority.path("ca.pem"));
 }
 
-/// A service with these settings sells nothing, says why, and never calls it sold out.
+/// With these settings a service sells nothing, says why, and never says "sold out".
 async fn refused(servers: &Servers, settings: &[(&str, &str)], why: &str) {
     let _ = std::fs::remove_file(servers.folder.path().join("seckill.log"));
     let node = servers.node(settings);
@@ -148,7 +148,7 @@ async fn refused(servers: &Servers, settings: &[(&str, &str)], why: &str) {
     assert!(node.process.stop().await.success());
 }
 
-/// Makes the tables before any service may be ended in the middle of that.
+/// Creates the tables before a service may be killed halfway.
 fn migrate(servers: &Servers) {
     let made = output("consumer", &servers.env, &["migrate"], servers.folder.path());
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -176,7 +176,7 @@ async fn sells(servers: &Servers) {
     says_no_password(&consumer.log());
 }
 
-/// `rediss://`, and a user who may no more than SECURITY.md says.
+/// `rediss://`, and a user with only the rights in SECURITY.md.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn redis() {
@@ -199,8 +199,8 @@ async fn redis() {
     sells(&servers).await;
 }
 
-/// `ssl-mode=VERIFY_IDENTITY`, and a user who must use TLS. Without its database the service
-/// sells on; whoever needs the ledger says why there is none.
+/// `ssl-mode=VERIFY_IDENTITY`, and a user who must use TLS. Without its database the service sells on; ledger
+/// requests report the reason.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn database() {
@@ -248,7 +248,7 @@ async fn kafka() {
     let server = Server::start("kafka", &authority);
     let mut servers = Servers::start().await;
     migrate(&servers);
-    // So that there is something that could be called sold out.
+    // So that there is something to be called sold out.
     assert!(servers.operate(&["seed", "5"]).status.success());
     servers.brokers = format!("127.0.0.1:{}", server.port);
     let secure = server.port + 2;
@@ -268,7 +268,7 @@ async fn kafka() {
     sells(&servers).await;
 }
 
-/// Without TLS to Kafka built in, the refusal says how to get it.
+/// Without built-in TLS to Kafka, the error says how to get it.
 #[cfg(not(feature = "tls"))]
 #[test]
 fn kafka_without_the_feature() {

@@ -1,5 +1,5 @@
-//! A topic that is not the one that was recorded, or not all of it: nobody who was told an order is
-//! denied it, nothing is opened or restored on its word, and what an operator does then works.
+//! A topic that is not the recorded one, or incomplete: no confirmed order is denied, nothing is opened or
+//! restored on its basis, and the operator's remedy works.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::faults::undisturbed;
 use crate::process::until;
 use crate::world::{Node, Servers, get};
 
-/// Everything that is to happen happens within this.
+/// Everything expected happens within this.
 const SOON: Duration = Duration::from_secs(60);
 
 async fn sell(node: &Node, units: usize) -> Vec<String> {
@@ -20,8 +20,8 @@ async fn sell(node: &Node, units: usize) -> Vec<String> {
     told(&answers)
 }
 
-/// Orders of a topic that was deleted and made anew: the log is shorter than what is recorded, and so
-/// says nothing of them.
+/// Orders of a deleted and recreated topic: the log ends before the checkpoint, and so proves nothing about
+/// them.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn told_orders_are_not_denied_when_a_topic_was_made_anew() {
@@ -29,7 +29,7 @@ async fn told_orders_are_not_denied_when_a_topic_was_made_anew() {
     let mut servers = Servers::start().await;
     let consumer = servers.consumer();
     let node = servers.ready_node(&[]).await;
-    // One that sells nothing: what it did not acknowledge itself it must ask for.
+    // This node sells nothing: it must ask for what it did not acknowledge itself.
     let other = servers.ready_node(&[]).await;
     assert!(servers.operate(&["seed", "100"]).status.success());
     node.reaches("open", SOON).await;
@@ -70,7 +70,7 @@ async fn told_orders_are_not_denied_when_a_topic_was_made_anew() {
     let skipped = servers.consume(&["skip", "--yes"]);
     assert!(!skipped.status.success(), "only another topic helps: {skipped:?}");
 
-    // As docs/operations.md says: the nodes stop, the consumers begin with a new name, what there is is copied.
+    // As docs/operations.md says: stop the nodes, start the consumers with a new name, copy what is left.
     let env = node.env();
     assert!(node.process.stop().await.success() && other.process.stop().await.success());
     let old = servers.topic.clone();
@@ -102,10 +102,10 @@ async fn told_orders_are_not_denied_when_a_topic_was_made_anew() {
     }
 }
 
-/// Units that the topic lost before they were recorded.
+/// Units lost from the topic before they were recorded.
 const LOST: usize = 4;
 
-/// A sale of 30 units, of which six are recorded and [`LOST`] more were told and then cut off the topic.
+/// A sale of 30 units: six recorded, [`LOST`] more confirmed and then cut off the topic.
 async fn with_the_head_lost() -> (Servers, Node, Vec<String>) {
     let servers = Servers::start().await;
     let consumer = servers.consumer();
@@ -120,7 +120,7 @@ async fn with_the_head_lost() -> (Servers, Node, Vec<String>) {
     (servers, node, orders)
 }
 
-/// The same while the sale is open: what is missing for good is written off when somebody says so.
+/// The same while the sale is open: missing units are voided once an operator says so.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
@@ -142,8 +142,8 @@ async fn an_open_sale_is_made_whole_after_its_topic_was_cut() {
     assert_eq!(orders.len(), 26);
 }
 
-/// A log that lost its head unrecorded: a sale that was shut stays so, until somebody gives up what is
-/// gone; then it can be restored.
+/// A log that lost its unrecorded head: a shut sale stays shut until an operator skips the gap; then it can
+/// be restored.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs servers"]
 async fn a_sale_is_restored_after_its_topic_was_cut() {

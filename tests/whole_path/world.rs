@@ -1,4 +1,4 @@
-//! A world for one test, in a folder and on ports of its own, and the check of its books.
+//! The test world: its own folder and ports, and the check of its books.
 
 use std::path::Path;
 use std::process::Command;
@@ -45,7 +45,7 @@ impl Node {
     }
 }
 
-/// Status and JSON of a GET; status 0 when there was no answer.
+/// Status and JSON of a GET; status 0 without an answer.
 pub async fn get(url: &str) -> (u16, Value) {
     match crate::buyers::client().get(url).send().await {
         Ok(response) => (response.status().as_u16(), response.json().await.unwrap_or_default()),
@@ -53,8 +53,8 @@ pub async fn get(url: &str) -> (u16, Value) {
     }
 }
 
-/// The servers world: a Redis of the test's own; topic, group and database of its own on the
-/// shared Kafka and MariaDB.
+/// The servers world: the test's own Redis; its own topic, group and database on the shared Kafka and
+/// MariaDB.
 pub struct Servers {
     pub folder: TempDir,
     pub redis: Option<Process>,
@@ -82,7 +82,7 @@ impl Servers {
         servers
     }
 
-    /// All but the servers themselves.
+    /// Everything but the servers.
     pub fn prepare() -> Self {
         Self::prepare_on("SECKILL_DATABASE_URL")
     }
@@ -109,7 +109,7 @@ impl Servers {
         Self { folder, redis: None, redis_port, topic, group, database, brokers, env }
     }
 
-    /// Gives a setting another value.
+    /// Overrides a setting.
     pub fn set(&mut self, name: &str, value: &str) {
         self.env.retain(|(set, _)| set != name);
         self.env.push((name.to_owned(), value.to_owned()));
@@ -124,7 +124,7 @@ impl Servers {
         self.redis_answers(self.redis_port).await;
     }
 
-    /// A replica of this test's Redis, once it follows.
+    /// A replica of this test's Redis, once in sync.
     pub async fn replica(&self) -> (Process, u16) {
         let (port, folder) = (free_port(), self.folder.path().join("replica"));
         std::fs::create_dir_all(&folder).unwrap();
@@ -138,7 +138,7 @@ impl Servers {
         (replica, port)
     }
 
-    /// Waits until the Redis at this port has what its master has.
+    /// Waits until the Redis at this port is in sync with its master.
     pub async fn follows(&self, port: u16) {
         until("it follows", Duration::from_secs(20), async || {
             self.redis_at::<String>(port, &["INFO", "replication"]).await.contains("master_link_status:up")
@@ -176,19 +176,19 @@ impl Servers {
         redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.unwrap()
     }
 
-    /// Commands to this test's Redis, all at once.
+    /// Pipelined commands to this test's Redis.
     pub async fn redis_pipe(&self, pipe: &redis::Pipeline) {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}/0", self.redis_port)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         pipe.exec_async(&mut connection).await.unwrap();
     }
 
-    /// Starts a service; waits for nothing.
+    /// Starts a service without waiting.
     pub fn node(&self, more: &[(&str, &str)]) -> Node {
         node(&self.env, more, self.folder.path())
     }
 
-    /// Starts a service and waits until it would sell.
+    /// Starts a service and waits until it is ready to sell.
     pub async fn ready_node(&self, more: &[(&str, &str)]) -> Node {
         let node = self.node(more);
         until("the service is ready", Duration::from_secs(10), async || ready(&node.ops).await).await;
@@ -199,16 +199,16 @@ impl Servers {
         self.consumer_with(&[])
     }
 
-    /// A consumer with its ops there.
+    /// A consumer with this ops address.
     pub fn consumer_at(&self, ops: &str) -> Process {
         self.consumer_with(&[("SECKILL_CONSUMER_OPS_LISTEN", ops)])
     }
 
-    /// A consumer with settings of its own.
+    /// A consumer with extra settings.
     pub fn consumer_with(&self, more: &[(&str, &str)]) -> Process {
         let mut env = self.env.clone();
         env.push(("SECKILL_CONSUMER_OPS_LISTEN".into(), format!("127.0.0.1:{}", free_port())));
-        // Nobody balances here.
+        // No load balancer here.
         env.push(("SECKILL_DRAIN".into(), "0".into()));
         env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         Process::start(
@@ -233,13 +233,13 @@ impl Servers {
         until(&format!("{rows} rows"), within, async || self.rows().await >= rows).await;
     }
 
-    /// Everything in the topic, read from its start.
+    /// All messages of the topic.
     pub async fn messages(&self) -> Vec<Vec<u8>> {
         let (topic, brokers) = (self.topic.clone(), self.brokers.clone());
         tokio::task::spawn_blocking(move || read_all(&topic, &brokers)).await.unwrap()
     }
 
-    /// A command of the consumer's.
+    /// Runs a command of the consumer.
     pub fn consume(&self, args: &[&str]) -> std::process::Output {
         output("consumer", &self.env, args, self.folder.path())
     }
@@ -248,8 +248,8 @@ impl Servers {
         output("seckill", &self.env, args, self.folder.path())
     }
 
-    /// The check of the books, from outside and by `audit`: every order told is recorded, no
-    /// unit twice, none missing, exactly `sold` rows, and every row has its message.
+    /// Checks the books, from outside and by `audit`: every confirmed order is recorded, no unit twice, none
+    /// missing, exactly `sold` rows, and every row has its message.
     pub async fn balance(&self, told: &[String], sold: usize) {
         until("the outbox is settled and the ledger has caught up", Duration::from_secs(60), async || {
             let audit: Value =
@@ -264,7 +264,7 @@ impl Servers {
         assert_balanced(&self.operate(&["audit"]));
     }
 
-    /// What stands in table and topic.
+    /// The contents of table and topic.
     pub async fn books(&self) -> Books {
         let pool = self.pool().await;
         let rows = sqlx::query("select order_id, item, epoch, serial, attempt from seckill");
@@ -324,13 +324,13 @@ fn node(env: &Env, more: &[(&str, &str)], folder: &Path) -> Node {
     start(listening(env, more), folder)
 }
 
-/// With ports of its own.
+/// With its own ports.
 fn listening(env: &Env, more: &[(&str, &str)]) -> Env {
     let (port, ops) = (free_port(), free_port());
     let mut env = env.clone();
     env.push(("SECKILL_LISTEN".into(), format!("127.0.0.1:{port}")));
     env.push(("SECKILL_OPS_LISTEN".into(), format!("127.0.0.1:{ops}")));
-    // Nobody balances here.
+    // No load balancer here.
     env.push(("SECKILL_DRAIN".into(), "0".into()));
     env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     env
@@ -351,7 +351,7 @@ fn started(env: Env, command: Command, folder: &Path) -> Node {
 }
 
 impl Node {
-    /// Starts it again on the same ports with the same settings.
+    /// Restarts it on the same ports with the same settings.
     pub fn again(env: Env, folder: &Path) -> Node {
         start(env, folder)
     }
@@ -390,7 +390,7 @@ fn read_all(topic: &str, brokers: &str) -> Vec<Vec<u8>> {
     values
 }
 
-/// The embedded world: one file in a folder of the test's own.
+/// The embedded world: one file in the test's own folder.
 pub struct Embedded {
     pub folder: TempDir,
     pub env: Env,
@@ -412,8 +412,8 @@ impl Embedded {
         node
     }
 
-    /// A service that is told so when a file would grow beyond its limit, instead of being ended
-    /// by SIGXFSZ: to it that is a disk without room.
+    /// A service whose writes beyond the file size limit fail, as on a full disk, instead of killing it by
+    /// SIGXFSZ.
     pub async fn node_with_little_room(&self) -> Node {
         let env = listening(&self.env, &[]);
         let plain = command("seckill", &env, &["serve"], self.folder.path());
@@ -438,7 +438,7 @@ impl Embedded {
         output("seckill", &self.env, args, self.folder.path())
     }
 
-    /// Keeps everybody else from writing to the file.
+    /// Locks the file against all other writers.
     pub async fn lock(&self) -> FileLock {
         let options = sqlx::sqlite::SqliteConnectOptions::new()
             .filename(self.folder.path().join("sale.db"))
@@ -462,7 +462,7 @@ impl Embedded {
         assert_balanced(&self.operate(&["audit"]));
     }
 
-    /// What stands in the file's ledger and journal.
+    /// The contents of the file's ledger and journal.
     pub async fn books(&self) -> Books {
         let path = self.folder.path().join("sale.db");
         let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).read_only(true);

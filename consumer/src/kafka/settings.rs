@@ -1,4 +1,4 @@
-//! A client's settings: the operator's options, and those that are the programs' own.
+//! Kafka client settings: the operator's options, and those that the programs own.
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
@@ -7,8 +7,8 @@ use rdkafka::error::KafkaError;
 
 use crate::service::config::{ConfigError, Settings};
 
-/// Options that the programs set themselves, because the promise hangs on them or a variable of its
-/// own is for them, with librdkafka's other names for the same.
+/// Options that the programs set themselves, because the promise depends on them or they have their own
+/// variable, with librdkafka's aliases.
 const OWNED: [&str; 34] = [
     "acks",
     "allow.auto.create.topics",
@@ -46,37 +46,35 @@ const OWNED: [&str; 34] = [
     "transactional.id",
 ];
 
-/// Whether an option is the programs' own: those, callbacks, and what makes a client of something else
-/// than Kafka.
+/// Whether the programs own an option: those above, callbacks, and test options that replace Kafka.
 fn is_owned(key: &str) -> bool {
     OWNED.contains(&key) || key.ends_with("_cb") || key.starts_with("test.")
 }
 
-/// What every client starts from: where the brokers are, the operator's options, and how soon a
-/// broker that is back is found again.
+/// The base settings of every client: broker addresses, the operator's options, and a short reconnect delay.
 ///
 /// # Errors
-/// When no brokers are given or an option is not one. The error names options, never their values:
-/// they may be passwords.
+/// When brokers are missing or an option is invalid. The error names options, never their values: they may be
+/// passwords.
 pub fn client(settings: &Settings) -> Result<ClientConfig, ConfigError> {
     let Some(brokers) = &settings.secrets.kafka_brokers else {
         return Err(ConfigError("SECKILL_KAFKA_BROKERS is missing: give host:port,host:port".to_owned()));
     };
     let mut config = ClientConfig::new();
-    // What a broker sees in its logs and quotas.
+    // Appears in broker logs and quotas.
     config.set("client.id", "seckill");
-    // Half-open connections, as firewalls leave them, are noticed.
+    // Detects half-open connections, as firewalls leave them.
     config.set("socket.keepalive.enable", "true");
-    // A broker that accepts and says nothing is given up after this (default: 60 s).
+    // Timeout of a broker that accepts but does not answer (default: 60 s).
     config.set("socket.timeout.ms", "10000");
-    // A host that drops packets is given up after this (default: 30 s).
+    // Timeout of a host that drops packets (default: 30 s).
     config.set("socket.connection.setup.timeout.ms", "5000");
-    // The sale goes on within 10 s after Kafka is back: ask again at least every second.
+    // The sale continues within 10 s after Kafka is back: reconnect at least every second.
     config.set("reconnect.backoff.max.ms", "1000");
     for (key, value) in options(settings)? {
         config.set(key, value);
     }
-    // After the options: the address has a variable of its own.
+    // After the options: the address has its own variable.
     config.set("bootstrap.servers", brokers.reveal());
     match config.create_native_config() {
         Ok(_) => Ok(config),
@@ -84,7 +82,7 @@ pub fn client(settings: &Settings) -> Result<ClientConfig, ConfigError> {
     }
 }
 
-/// Cuts `key=value,…` apart.
+/// Splits `key=value,…`.
 fn options(settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
     let Some(options) = &settings.secrets.kafka_options else {
         return Ok(Vec::new());
@@ -93,7 +91,7 @@ fn options(settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
     pairs
         .enumerate()
         .map(|(index, pair)| match pair.split_once('=') {
-            // What does not look like a key may be a piece of a password with a comma in it.
+            // Anything unlike a key may be part of a password that contains a comma.
             Some((key, value))
                 if !key.trim().is_empty()
                     && key
@@ -114,7 +112,7 @@ fn options(settings: &Settings) -> Result<Vec<(String, String)>, ConfigError> {
         .collect()
 }
 
-/// Why an option may be refused that others take.
+/// Why this build may lack an option.
 fn not_built_in(key: &str) -> &'static str {
     match key.split('.').next() {
         Some("compression") => "; zstd is not built in: take lz4, snappy or gzip",
@@ -129,7 +127,7 @@ const WITHOUT_TLS: &str = if cfg!(feature = "tls") {
     "; for TLS or SCRAM build with `--features tls`, or use the Docker image"
 };
 
-/// librdkafka's refusal without the value it refuses.
+/// librdkafka's error without the refused value.
 fn refused(error: &KafkaError) -> ConfigError {
     match error {
         KafkaError::ClientConfig(_, _, key, _) if key == "bootstrap.servers" => {
@@ -145,7 +143,7 @@ fn refused(error: &KafkaError) -> ConfigError {
     }
 }
 
-/// Makes a client.
+/// Creates a client.
 ///
 /// # Errors
 /// When librdkafka refuses the settings.
@@ -177,7 +175,7 @@ mod tests {
         client(&settings)
     }
 
-    /// What the programs set themselves would be lost without a word, or break the promise.
+    /// Setting an owned option would be silently ignored, or break the promise.
     #[test]
     fn an_option_of_the_programs_own_is_refused_by_name() {
         let named =

@@ -1,4 +1,4 @@
-//! The topic: made when it is missing, and held against what the promise needs.
+//! The Kafka topic: created when missing, and checked for durability.
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::types::RDKafkaErrorCode;
@@ -7,14 +7,13 @@ use super::{ANSWER_WITHIN, Apart, Quiet, Watermarks, away, client, create};
 use crate::progress::ReaderError;
 use crate::service::config::{ConfigError, Settings};
 
-/// With so many brokers a topic survives the loss of one.
+/// From this many brokers on a topic survives the loss of one.
 const SAFE_BROKERS: i32 = 3;
 
-/// Makes the topic when it is missing; that somebody else did is fine. Says what of it does not keep
-/// the promise.
+/// Creates the topic if missing; a concurrent creation is fine. Logs every setting that breaks the promise.
 ///
 /// # Errors
-/// [`ReaderError::Away`] while Kafka is; [`ReaderError::Foreign`] for settings that cannot be used.
+/// [`ReaderError::Away`] while Kafka is; [`ReaderError::Foreign`] for unusable settings.
 pub async fn ensure_topic(settings: &Settings) -> Result<(), ReaderError> {
     let unusable = |error: ConfigError| ReaderError::Foreign(error.0);
     let watermarks = Watermarks::new(settings).map_err(unusable)?;
@@ -38,16 +37,16 @@ async fn make_topic(
     brokers: i32,
 ) -> Result<(), ReaderError> {
     let topic = settings.kafka_topic.as_str();
-    // Fewer may be there because others are still starting: the cluster itself knows what it wants.
+    // Other brokers may still be starting: then the cluster's default applies.
     let default = if brokers >= SAFE_BROKERS { SAFE_BROKERS } else { BROKERS_DEFAULT };
     let replication = settings.kafka_replication.unwrap_or(default);
     let mut wanted = NewTopic::new(topic, settings.kafka_partitions, TopicReplication::Fixed(replication))
-        // The journal is what the ledger is made from: it is kept.
+        // The ledger is derived from the journal: never delete it.
         .set("retention.ms", "-1")
         .set("retention.bytes", "-1")
         .set("cleanup.policy", "delete");
     if replication >= SAFE_BROKERS {
-        // What was acknowledged stands on two of three.
+        // Acknowledged messages are on two of three brokers.
         wanted = wanted.set("min.insync.replicas", "2");
     }
     let replicas = match replication {
@@ -70,15 +69,15 @@ async fn make_topic(
     }
 }
 
-/// Asks for as many replicas as the brokers are told to make by default.
+/// Requests the brokers' default number of replicas.
 const BROKERS_DEFAULT: i32 = -1;
 
 fn asking() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(ANSWER_WITHIN)).operation_timeout(Some(ANSWER_WITHIN))
 }
 
-/// What of a topic does not keep the promise, each with its remedy. What cannot be asked is not held
-/// against it: a user who sells need not have the right to see how a topic is configured.
+/// Topic settings that break the promise, each with its remedy. Unreadable settings count as fine: a selling
+/// user does not need the right to read a topic's configuration.
 async fn weaknesses(topic: &str, watermarks: &Watermarks, admin: &AdminClient<Quiet>) -> Vec<String> {
     let replicas = watermarks.replicas(topic).await.ok();
     let described = admin.describe_configs([&ResourceSpecifier::Topic(topic)], &asking()).await;

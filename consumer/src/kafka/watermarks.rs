@@ -1,4 +1,4 @@
-//! How far topics reach, asked outside of any group.
+//! Watermark queries: the extent of a topic's log, outside of any group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,27 +12,27 @@ use crate::progress::ReaderError;
 use crate::progress::{Extent, Extents};
 use crate::service::config::{ConfigError, Settings};
 
-/// Asks how far topics reach, outside of any group.
+/// Queries watermarks, outside of any group.
 #[derive(Clone)]
 pub struct Watermarks {
     client: Arc<Apart<BaseConsumer<Quiet>>>,
 }
 
 impl Watermarks {
-    /// A client of its own; it connects when it is first asked.
+    /// Creates a client that connects on first use.
     ///
     /// # Errors
-    /// When the settings cannot be used.
+    /// When the settings are unusable.
     pub fn new(settings: &Settings) -> Result<Self, ConfigError> {
         let mut config = client(settings)?;
-        // To look is not to make.
+        // A query must not create a topic.
         config.set("allow.auto.create.topics", "false");
-        // A log ends where a reader of what is committed does.
+        // The log ends at the last stable offset.
         config.set("isolation.level", "read_committed");
         Ok(Self { client: Arc::new(Apart::new(create(&config, Quiet::default())?)) })
     }
 
-    /// What the log has of every partition that the topic has.
+    /// What the log holds of every partition of the topic.
     ///
     /// # Errors
     /// When Kafka is away, or the topic missing.
@@ -60,7 +60,7 @@ impl Watermarks {
         .await?
     }
 
-    /// The replicas that the partition with the fewest has.
+    /// The lowest replica count of any partition.
     pub(super) async fn replicas(&self, topic: &str) -> Result<usize, ReaderError> {
         let client = Arc::clone(&self.client);
         let topic = topic.to_owned();
@@ -91,7 +91,7 @@ impl std::fmt::Debug for Watermarks {
     }
 }
 
-/// Takes the client's errors and log lines off its queue, which nobody else reads.
+/// Drains the client's errors and log lines, which nothing else reads.
 fn serve(client: &BaseConsumer<Quiet>) {
     while client.poll(Duration::ZERO).is_some() {}
 }
@@ -99,7 +99,7 @@ fn serve(client: &BaseConsumer<Quiet>) {
 /// The partitions of a topic; none when there is no such topic.
 ///
 /// # Errors
-/// That it is refused.
+/// When access is denied.
 pub(crate) fn partitions(metadata: &Metadata, topic: &str) -> Result<Option<Vec<i32>>, ReaderError> {
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     if let Some(code) = found.error().map(RDKafkaErrorCode::from).filter(|code| NO_RIGHT.contains(code)) {
@@ -111,7 +111,7 @@ pub(crate) fn partitions(metadata: &Metadata, topic: &str) -> Result<Option<Vec<
     Ok(Some(partitions).filter(|partitions| !partitions.is_empty()))
 }
 
-/// What a log has of partitions; blocks.
+/// What a log holds of partitions; blocks.
 pub(crate) fn watermarks<C: ConsumerContext>(
     client: &impl Consumer<C>,
     topic: &str,

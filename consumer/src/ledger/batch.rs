@@ -1,21 +1,21 @@
-//! What is posted together.
+//! A batch: what is posted together.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use crate::progress::{Checkpoint, Message};
 
-/// Messages of one topic, by partition, to be posted together.
+/// Messages of one topic, by partition, posted together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// The topic all of it came from.
+    /// The source topic.
     pub topic: String,
-    /// One entry a partition, ascending.
+    /// One entry per partition, ascending.
     pub parts: Vec<Part>,
 }
 
 impl Batch {
-    /// How many messages it has.
+    /// How many messages it holds.
     #[must_use]
     pub fn size(&self) -> usize {
         self.parts.iter().map(|part| part.messages.len()).sum()
@@ -39,7 +39,7 @@ impl Batch {
         Cow::Owned(some)
     }
 
-    /// Takes out what was posted up to these checkpoints.
+    /// Removes what was posted up to these checkpoints.
     pub fn posted(&mut self, checkpoints: &BTreeMap<i32, Checkpoint>) {
         for part in &mut self.parts {
             if let Some(to) = checkpoints.get(&part.partition) {
@@ -56,10 +56,10 @@ impl Batch {
 pub struct Part {
     /// The partition's number.
     pub partition: i32,
-    /// The next offset that the ledger is expected to want; `None` when it has no row yet.
+    /// The expected checkpoint of the ledger; `None` when it has no row yet.
     pub from: Option<i64>,
     /// The messages, offsets ascending (gaps are possible).
     pub messages: Vec<Message>,
-    /// Without messages: there is none to be had before this offset, and the checkpoint goes there.
+    /// Without messages: the log has none before this offset, so the checkpoint moves there.
     pub upto: Option<i64>,
 }

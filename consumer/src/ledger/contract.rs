@@ -1,4 +1,4 @@
-//! What every ledger keeps, as code; run on SQLite, and on a real MariaDB and a real MySQL.
+//! Contract tests for every ledger; run on SQLite, and on a real MariaDB and a real MySQL.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -196,7 +196,7 @@ async fn a_sale_is_found_as_it_was_sold(books: &dyn Books) {
 async fn checkpoints_are_written_with_the_rows(books: &dyn Books) {
     assert_eq!(books.ledger().checkpoints(TOPIC).await.expect("read"), BTreeMap::new());
     let (one, two, three) = (bytes(&sale(1)), bytes(&sale(2)), bytes(&sale(3)));
-    // Offset 1 of partition 2 was never there: logs may have gaps.
+    // Offset 1 of partition 2 never existed: logs may have gaps.
     let gap = Part {
         partition: 2,
         from: None,
@@ -304,14 +304,14 @@ async fn an_order_for_two_units_is_a_conflict(books: &dyn Books) {
 async fn what_cannot_be_recorded_is_put_aside_and_the_rest_goes_on(books: &dyn Books) {
     let long = Sale { attempt: Some("k".repeat(129)), ..sale(2) };
     let ancient = Sale { sold_at: "0999-12-31T23:59:59Z".parse().expect("a time"), ..sale(2) };
-    // As long as they may be, in the widest of characters.
+    // The longest allowed, in the widest characters.
     let longest = Sale { attempt: Some("🛒".repeat(128)), buyer: Some("买".repeat(128)), ..sale(3) };
     let far = Sale { serial: u64::MAX, ..sale(1) };
     let odd = Sale { item: "Café".to_owned(), ..sale(1) };
     let mut broken = bytes(&sale(1));
     broken.insert(2, 0xff);
     let huge = vec![b'x'; 2 * 1024 * 1024];
-    // A million bytes that are a sale otherwise.
+    // A million bytes, otherwise a valid sale.
     let padded = format!("{{\"padding\":\"{}\",{}", "x".repeat(1_000_000), &utf8(&sale(2))[1..]).into_bytes();
     let values = [
         bytes(&sale(1)),
@@ -339,7 +339,7 @@ fn utf8(sale: &Sale) -> String {
     String::from_utf8(bytes(sale)).expect("json")
 }
 
-/// Statements stay small, however large what comes is: 100 messages of 100 kB.
+/// Statements stay small however large the messages are: 100 messages of 100 kB.
 async fn large_messages_are_recorded(books: &dyn Books) {
     let large = |serial| {
         format!("{{\"padding\":\"{}\",{}", "x".repeat(100_000), &utf8(&sale(serial))[1..]).into_bytes()
@@ -374,7 +374,7 @@ async fn another_order_at_a_known_offset_stops(books: &dyn Books) {
     books.tamper("delete from journal_offset").await;
     match books.ledger().post(&first(&[sale(3)])).await {
         Err(LedgerError::Foreign(why)) => assert!(why.contains("CAR_NUMBER partition 0 offset 0"), "{why}"),
-        // Nothing has the place, the unit or the order in common but the place.
+        // Only the place matches, neither the unit nor the order.
         other => panic!("{other:?}"),
     }
     assert_eq!(serials(books).await, [1, 2]);
@@ -418,7 +418,7 @@ async fn sales_and_orders_are_listed(books: &dyn Books) {
     assert_eq!(newest, BTreeMap::from([("counter".to_owned(), next), ("x-1".to_owned(), next)]));
 }
 
-/// As many rows as numbers: nothing is missing between.
+/// No serial is missing when there are as many rows as numbers.
 async fn serials_are_counted_page_by_page(books: &dyn Books) {
     post(books, &first(&[1, 2, 3, 5, 6, 9].map(sale))).await;
     let page = async |after, serials| {
@@ -510,7 +510,7 @@ async fn what_the_ledger_knows_of_a_sale(books: &dyn Books) {
     assert_eq!(winners(0, more.serial).await, [named, more]);
 }
 
-/// A message from nowhere near this sale does not move it there.
+/// A message far out of a sale's range does not move the sale there.
 async fn a_serial_out_of_all_reason_is_not_the_highest(books: &dyn Books) {
     use crate::sale::{HIGHEST_SOLD, MAX_SERIAL};
     let posted = post(books, &first(&[sale(1), sale(HIGHEST_SOLD + 1), sale(MAX_SERIAL + 1), sale(2)])).await;
@@ -521,7 +521,7 @@ async fn a_serial_out_of_all_reason_is_not_the_highest(books: &dyn Books) {
 
 async fn serials_are_written_off_by_the_run(books: &dyn Books) {
     post(books, &first(&[sale(1), sale(4)])).await;
-    // As an earlier version wrote them.
+    // The form that an earlier version wrote.
     books.tamper("insert into seckill_void (item, epoch, serial) values ('counter', '01970000-0000-7000-8000-0000000000ee', 9)").await;
     let void = async |runs: &[RangeInclusive<u64>]| {
         books.ledger().void("counter", EPOCH, runs).await.expect("written off");
@@ -540,7 +540,7 @@ async fn serials_are_written_off_by_the_run(books: &dyn Books) {
     assert_eq!((known.highest, Some(&known.void_upto)), (4, many.last().map(|run| run.end())));
 }
 
-/// What an operator decided holds until something new comes.
+/// An operator's decision holds until something new arrives.
 async fn a_restore_is_an_operators_decision(books: &dyn Books) {
     let ledger = books.ledger();
     let newer = Uuid::now_v7();
@@ -589,7 +589,7 @@ async fn migrating_again_changes_nothing(books: &dyn Books) {
     assert_eq!(serials(books).await, [1]);
 }
 
-/// What is wrong with a row may be known to the database alone.
+/// Only the database may know what is wrong with a row.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_row_that_the_database_refuses_is_found_among_many() {
@@ -666,7 +666,7 @@ async fn a_server_that_is_not_there_is_away() {
     assert!(!error.to_string().contains("hunter2"), "{error}");
 }
 
-/// User, password and database may come later: until then they are waited for.
+/// The ledger waits for user, password and database to appear.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_wrong_password_or_database_is_waited_for_and_not_shown() {

@@ -1,4 +1,4 @@
-//! The ledger in MySQL or MariaDB.
+//! The ledger on MySQL or MariaDB: connection pool, timeouts, migrations.
 
 mod promise;
 mod refusal;
@@ -34,66 +34,65 @@ use crate::sale::Sale;
 use crate::service::config::ConfigError;
 use refusal::{NO_SUCH_TABLE, failure, not_migrated, number, words};
 
-/// The tables, as they are made in MySQL and MariaDB.
+/// The schema migrations for MySQL and MariaDB.
 static MIGRATIONS: Migrator = sqlx::migrate!("../sql/mysql");
 
 /// One posts, the others look up orders and audit.
 const CONNECTIONS: u32 = 5;
 
-/// Connecting included; a buyer's question must not hang longer.
+/// Includes connecting; a buyer's request must not hang longer.
 const CONNECT_WITHIN: Duration = Duration::from_secs(4);
 
-/// A batch takes milliseconds and an audit of a million rows a few seconds. What takes longer
-/// waits for a server that is gone without having said so.
+/// A batch takes milliseconds and an audit of a million rows a few seconds. A longer wait means that the
+/// server is silently gone.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
-/// Making tables may wait for another program that makes them.
+/// A migration may wait for another program's migration.
 const MIGRATE_WITHIN: Duration = Duration::from_secs(60);
 
-/// What every question begins with: so it is seen whether the connection lives.
+/// Sent before every operation, which also checks that the connection is alive.
 ///
-/// Read committed: after a violation the row in the way can be seen, whenever it was committed.
-/// Strict: a value that does not fit is refused, never cut to fit. A lock is waited for less
-/// long than an answer. A program that is frozen in the middle of a transaction holds its locks no
-/// longer than 10 s (the default is 8 hours): then the server ends the connection, and whoever has
-/// its partitions now can post.
+/// Read committed: after a violation the conflicting row is visible, whenever it was committed. Strict: a
+/// value that does not fit is refused, never truncated. The lock wait timeout is shorter than the answer
+/// timeout. A program frozen in the middle of a transaction holds its locks at most 10 s (the default is 8
+/// hours): then the server closes the connection, and the new owner of its partitions can post.
 const SESSION: &str = "set session transaction isolation level read committed; \
      set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
      innodb_lock_wait_timeout = 5, wait_timeout = 10";
 
-/// It takes a millisecond. One that is silent for so long is dead, or its server is.
+/// It takes a millisecond. A connection silent for this long is dead, or its server is.
 const ALIVE_WITHIN: Duration = Duration::from_secs(2);
 
-/// Idle connections are given up before the server does it, or something in between.
+/// Idle connections are closed before the server or a middlebox closes them.
 const IDLE_WITHIN: Duration = Duration::from_secs(5);
 
-/// A connection in use is made anew after this: the name may be another server's by now.
+/// A connection in use is replaced after this: the name may resolve to another server by now.
 const LIVES: Duration = Duration::from_secs(5 * 60);
 
-/// The least packet (`max_allowed_packet`) that takes every statement of ours: the smallest default
-/// that MySQL or MariaDB ever had. `MAX_BYTES` and `MAX_MESSAGE_BYTES` keep below it.
+/// The smallest packet (`max_allowed_packet`) that fits every statement: the smallest default that MySQL or
+/// MariaDB ever had. `MAX_BYTES` and `MAX_MESSAGE_BYTES` stay below it.
 const LEAST_PACKET: u64 = 1024 * 1024;
 
 const SILENT: &str = "no answer from the database in time";
 
-// MariaDB knows no `for share`.
+// MariaDB lacks `for share`.
 statements!(Statements, MySql, failure, words, MAX_ROWS, " for update", " lock in share mode");
 
-/// The books in MySQL or MariaDB.
+/// The ledger in MySQL or MariaDB.
 #[derive(Debug, Clone)]
 pub struct MySqlLedger {
     pool: MySqlPool,
-    /// Connections made before are not used again.
+    /// Connections made before this time are not reused.
     anew: Arc<Mutex<Option<Instant>>>,
     /// See [`Statements::disputed`].
     settled: Arc<AtomicI64>,
 }
 
 impl MySqlLedger {
-    /// A ledger that connects when it is first used.
+    /// A ledger that connects on first use.
     ///
     /// # Errors
-    /// When `url` is not one. The error never shows it: it may carry a password.
+    /// When `url` is invalid. The error never shows it: it may contain a password.
     pub fn connect_lazy(url: &str) -> Result<Self, ConfigError> {
         let wrong = || {
             ConfigError(
@@ -115,7 +114,7 @@ impl MySqlLedger {
             .acquire_timeout(CONNECT_WITHIN)
             .idle_timeout(IDLE_WITHIN)
             .max_lifetime(LIVES)
-            // Whether it lives is asked by `connection`, which does not wait long for it.
+            // `connection` checks liveness, with a short timeout.
             .test_before_acquire(false)
             .before_acquire(move |_, is| {
                 let since: Option<Instant> = *since.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,16 +125,16 @@ impl MySqlLedger {
         Ok(Self { pool, anew, settled: Arc::new(AtomicI64::new(0)) })
     }
 
-    /// Ends the connections in an orderly way.
+    /// Closes the connections gracefully.
     pub async fn close(&self) {
         self.pool.close().await;
     }
 
-    /// A connection that lives and has our [`SESSION`]. Until there is one nothing is for good:
-    /// user, rights and database may be made later.
+    /// A live connection with our [`SESSION`]. Until there is one every error is retried: user, rights and
+    /// database may be created later.
     async fn connection(&self) -> Result<PoolConnection<MySql>, LedgerError> {
         let mut why = String::new();
-        // One that is found dead takes those of its time with it, so the second is new.
+        // A dead connection invalidates all of its age, so the second is new.
         for _ in 0..2 {
             let mut connection = match self.pool.acquire().await {
                 Ok(connection) => connection,
@@ -152,7 +151,7 @@ impl MySqlLedger {
         Err(LedgerError::Away(why))
     }
 
-    /// Why there is no connection: the pool keeps to itself what it heard.
+    /// Why there is no connection: the pool hides the error.
     async fn why_not(&self) -> String {
         let options = self.pool.connect_options();
         match timeout(ALIVE_WITHIN, options.connect()).await {
@@ -161,14 +160,14 @@ impl MySqlLedger {
         }
     }
 
-    /// Throws a connection away, and with it all that were made before now. The next are made by
-    /// name: what one server refuses (read only after a failover) another may take.
+    /// Drops a connection and invalidates all made before now. The next ones resolve the name again: what one
+    /// server refuses (read only after a failover) another may accept.
     fn discard(&self, connection: PoolConnection<MySql>) {
         drop(connection.detach());
         *self.anew.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Gives the connection back, unless its answer is still to come or was a refusal in passing.
+    /// Returns the connection to the pool, unless its answer is pending or was a transient error.
     fn done<T>(
         &self,
         connection: PoolConnection<MySql>,
@@ -182,7 +181,7 @@ impl MySqlLedger {
     }
 }
 
-/// One question on a connection of the pool.
+/// Runs one statement on a pooled connection.
 macro_rules! asked {
     ($self:ident, $question:ident($($argument:expr),*)) => {{
         let mut connection = $self.connection().await?;
@@ -202,7 +201,7 @@ impl Record for MySqlLedger {
         let answer = timeout(ANSWER_WITHIN, async {
             let mut transaction = connection.begin().await.map_err(failed)?;
             let posted = post::post(&mut Statements(&mut transaction), batch).await;
-            // Its locks end here, not when the connection is used again.
+            // Releases the locks now, not when the connection is reused.
             let ended = match &posted {
                 Ok(_) => transaction.commit().await,
                 Err(_) => transaction.rollback().await,
@@ -217,7 +216,7 @@ impl Record for MySqlLedger {
 #[async_trait]
 impl Ledger for MySqlLedger {
     async fn migrate(&self) -> Result<(), LedgerError> {
-        // A connection of its own: when it fails the lock of the migrations ends with it.
+        // A connection of its own: a failure closes it and releases the migration lock.
         let mut connection = self.connection().await?.detach();
         timeout(MIGRATE_WITHIN + ANSWER_WITHIN, async {
             make_tables(&mut connection).await?;
@@ -269,7 +268,7 @@ impl Ledger for MySqlLedger {
     }
 
     async fn raise_term(&self, item: &str, epoch: Uuid, from: u64) -> Result<bool, LedgerError> {
-        // Whoever sells by a plain SET never noted that the sale began.
+        // Stock set by a plain SET never recorded that the sale began.
         self.begin_sale(item, epoch, 0).await?;
         asked!(self, raise_term(item, epoch, from))
     }
@@ -333,8 +332,8 @@ impl Ledger for MySqlLedger {
     }
 }
 
-/// Makes what is missing, one program at a time. The migrator's own lock, which asks to wait for
-/// ever, is refused without a word by MariaDB.
+/// Creates what is missing, one program at a time. MariaDB silently refuses the migrator's own lock, which
+/// asks to wait forever.
 async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError> {
     if migrated(connection).await? {
         return Ok(());
@@ -349,14 +348,13 @@ async fn make_tables(connection: &mut MySqlConnection) -> Result<(), LedgerError
         return Err(LedgerError::Away("somebody else is making the tables".to_owned()));
     }
     forget_interrupted(connection).await?;
-    // The lock ends with the connection.
+    // Closing the connection releases the lock.
     MIGRATIONS.run_direct(None, connection, false).await.map_err(not_migrated)
 }
 
-/// Whoever began to make tables and did not finish is gone, with its lock; every migration can be
-/// applied again.
+/// The program whose migration was interrupted is gone, with its lock; every migration can be applied again.
 async fn forget_interrupted(connection: &mut MySqlConnection) -> Result<(), LedgerError> {
-    // Looked for first: who may not delete may make tables where nothing was interrupted.
+    // Reads first: a user without the delete right may migrate where nothing was interrupted.
     let interrupted = sqlx::query("select 1 from _sqlx_migrations where not success limit 1");
     match interrupted.fetch_optional(&mut *connection).await {
         Ok(None) => return Ok(()),
@@ -368,7 +366,7 @@ async fn forget_interrupted(connection: &mut MySqlConnection) -> Result<(), Ledg
     forgotten.map(drop).map_err(|error| not_migrated(MigrateError::Execute(error)))
 }
 
-/// Whether every migration of this program was applied already; asks for no right but to read.
+/// Whether every migration of this program is applied; needs only the right to read.
 async fn migrated(connection: &mut MySqlConnection) -> Result<bool, LedgerError> {
     let applied = sqlx::query("select version, checksum from _sqlx_migrations where success")
         .fetch_all(connection)
@@ -390,7 +388,7 @@ async fn migrated(connection: &mut MySqlConnection) -> Result<bool, LedgerError>
 }
 
 impl Statements<'_> {
-    /// What the server is set to that does not keep the promise, or will refuse what we send.
+    /// Server settings that break the durability promise, or refuse what we send.
     async fn broken_promises(&mut self) -> Result<Vec<String>, LedgerError> {
         let rows = self.0.fetch_all("show global variables").await.map_err(failed)?;
         let mut set = BTreeMap::new();

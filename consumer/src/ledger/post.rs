@@ -1,4 +1,4 @@
-//! How a batch is posted: the same procedure for every database, within one transaction.
+//! The posting procedure: one batch in one transaction, alike for every database.
 
 use std::collections::HashMap;
 
@@ -10,30 +10,30 @@ use super::{Batch, Checkpoint, LATE, LedgerError, Message, Part, Posted, Verdict
 use crate::progress::ANOTHER_TOPIC;
 use crate::sale::Sale;
 
-/// Rows in one insert: 13 values each, and either database takes at least 32,766 in a statement.
-/// The insert of the usual number is prepared once for each connection, since preparing costs more
-/// than inserting; any other, each time with another text, is prepared every time.
+/// Rows per insert: 13 values each, and both databases accept at least 32,766 per statement. The insert of
+/// the usual size is prepared once per connection, since preparing costs more than inserting; any other size
+/// has another text and is prepared every time.
 pub(super) const MAX_ROWS: usize = 500;
 
-/// Bytes of messages in one insert: with what stands beside them in a row, twice this and 310 bytes
-/// a row at most, it stays below 1 MiB, the least packet that a database may take. Sales do not
-/// come near it: 500 of them are 150 KiB.
+/// Message bytes per insert: with the other columns of a row, at most twice this and 310 bytes a row, an
+/// insert stays below 1 MiB, the smallest packet limit of a database. Sales do not come near it: 500 of them
+/// are 150 KiB.
 const MAX_BYTES: usize = 256 * 1024;
 
-/// How often rows of other transactions may get in the way of one insert. Each time the ones
-/// that did are found, so twice is rare already.
+/// How often rows of other transactions may conflict with one insert. Each retry finds the rows that
+/// conflicted, so two are rare already.
 const MAX_RACES: u32 = 10;
 
-/// The longest error kept beside a dead letter; parsers may quote what they read.
+/// The longest error stored with a dead letter; parsers may quote their input.
 const MAX_ERROR_CHARS: usize = 1000;
 
 /// The tables within an open transaction.
 #[async_trait]
 pub trait Tables: Send {
-    /// Reads a checkpoint and keeps it from being moved by others until the end.
+    /// Reads a checkpoint and locks it until the transaction ends.
     async fn lock(&mut self, topic: &str, partition: i32) -> Result<Option<Checkpoint>, LedgerError>;
 
-    /// Writes a checkpoint; `known` says that it has a row already.
+    /// Writes a checkpoint; `known` says that its row exists.
     async fn advance(
         &mut self,
         topic: &str,
@@ -42,19 +42,19 @@ pub trait Tables: Send {
         known: bool,
     ) -> Result<Written, LedgerError>;
 
-    /// The term of a sale, kept from being raised until the end; `None` when it never was.
+    /// The term of a sale, locked until the transaction ends; `None` when it was never raised.
     async fn fence(&mut self, item: &str, epoch: Uuid) -> Result<Option<u64>, LedgerError>;
 
-    /// Records rows, all of them or none.
+    /// Records all rows or none.
     async fn record(&mut self, rows: &[&Row<'_>]) -> Result<Written, LedgerError>;
 
-    /// The recorded rows that have the place, the unit or the order of one of these.
+    /// The recorded rows that share the place, the unit or the order with one of these.
     async fn standing(&mut self, rows: &[&Row<'_>]) -> Result<Vec<Standing>, LedgerError>;
 
-    /// Puts a sale aside.
+    /// Sets a sale aside.
     async fn set_aside(&mut self, row: &Row<'_>, reason: &str) -> Result<Written, LedgerError>;
 
-    /// Puts a message aside that cannot become a row.
+    /// Stores an unrecordable message as a dead letter.
     async fn bury(
         &mut self,
         topic: &str,
@@ -64,21 +64,21 @@ pub trait Tables: Send {
     ) -> Result<Written, LedgerError>;
 }
 
-/// What became of an insert.
+/// The outcome of an insert.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Written {
-    /// It is there.
+    /// The row is written.
     Done,
     /// A unique key is taken; nothing was written.
     Taken,
-    /// The database refuses a value for its own sake (too long, out of range); nothing was written.
+    /// The database refuses a value itself (too long, out of range); nothing was written.
     Refused(String),
 }
 
-/// A row that stands in the way.
+/// A conflicting row.
 #[derive(Debug, Clone)]
 pub struct Standing {
-    /// Where it came from: the topic,
+    /// Its source: the topic,
     pub topic: String,
     /// the partition,
     pub partition: i32,
@@ -88,12 +88,12 @@ pub struct Standing {
     pub sale: Sale,
 }
 
-/// Posts a batch; the caller commits when it succeeds and rolls back when it does not.
+/// Posts a batch; the caller commits on success and rolls back on error.
 ///
 /// # Errors
 /// As [`super::Record::post`]; nothing of the batch may be kept then.
 pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, LedgerError> {
-    // Everyone locks in the order of the partitions, so no two can wait for each other.
+    // All consumers lock in partition order, so no two deadlock.
     let mut standing = Vec::with_capacity(batch.parts.len());
     for part in &batch.parts {
         let checkpoint = tables.lock(&batch.topic, part.partition).await?;
@@ -112,7 +112,7 @@ pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, Ledg
             posting.bury(partition, message, &error).await?;
         }
         let rows = posting.fence(&rows).await?;
-        // While the database works on these, the next chunk is read.
+        // The next chunk is parsed while the database works on this one.
         let recorded;
         (recorded, next) = tokio::join!(biased; posting.record(rows), async { chunks.next() });
         recorded?;
@@ -123,7 +123,7 @@ pub async fn post(tables: &mut dyn Tables, batch: &Batch) -> Result<Posted, Ledg
     Ok(posting.posted)
 }
 
-/// Cuts a batch into inserts of at most [`MAX_ROWS`] and about [`MAX_BYTES`].
+/// Splits a batch into inserts of at most [`MAX_ROWS`] and about [`MAX_BYTES`].
 fn chunks<'a>(batch: &'a Batch) -> Vec<Vec<(&'a Part, &'a Message)>> {
     let mut chunks: Vec<Vec<_>> = Vec::new();
     let mut bytes = 0;
@@ -142,10 +142,10 @@ fn chunks<'a>(batch: &'a Batch) -> Vec<Vec<(&'a Part, &'a Message)>> {
     chunks
 }
 
-/// A message that cannot become a row: its partition, itself, and what is wrong with it.
+/// A message that cannot become a row: its partition, the message, and what is wrong with it.
 type Unreadable<'a> = (i32, &'a Message, String);
 
-/// Reads a chunk: the rows, and what cannot become one.
+/// Parses a chunk: the rows, and what cannot become one.
 fn read<'a>(topic: &'a str, messages: &[(&Part, &'a Message)]) -> (Vec<Row<'a>>, Vec<Unreadable<'a>>) {
     let (mut rows, mut unreadable) = (Vec::with_capacity(messages.len()), Vec::new());
     for (part, message) in messages {
@@ -161,12 +161,12 @@ struct Posting<'t> {
     tables: &'t mut dyn Tables,
     topic: &'t str,
     posted: Posted,
-    /// The terms of sales seen so far, locked until the end.
+    /// The terms of sales seen so far, locked until commit.
     terms: HashMap<(String, Uuid), u64>,
 }
 
 impl Posting<'_> {
-    /// Puts aside what was sold under a term that is over: the books were counted without it.
+    /// Sets aside sales of an older term: the ledger was counted without them.
     async fn fence<'r, 'a>(&mut self, rows: &'r [Row<'a>]) -> Result<Vec<&'r Row<'a>>, LedgerError> {
         let (mut current, mut old) = (Vec::new(), Vec::new());
         for row in rows {
@@ -181,7 +181,7 @@ impl Posting<'_> {
             if row.sale.term < term { old.push(row) } else { current.push(row) }
         }
         if !old.is_empty() {
-            // One that was recorded in time is a duplicate like any other.
+            // A sale that was recorded in time is an ordinary duplicate.
             for row in self.sort_out(&old, Some(LATE)).await? {
                 self.set_aside(row, LATE).await?;
             }
@@ -189,7 +189,7 @@ impl Posting<'_> {
         Ok(current)
     }
 
-    /// Records rows by plain inserts; looks at what stands only after a unique key was taken.
+    /// Records rows by plain inserts; reads the recorded rows only after a unique key violation.
     async fn record(&mut self, chunk: Vec<&Row<'_>>) -> Result<(), LedgerError> {
         let mut races = 0;
         let mut todo = vec![chunk];
@@ -211,7 +211,7 @@ impl Posting<'_> {
                 }
                 Written::Refused(error) => match rows.as_slice() {
                     [row] => self.bury(row.partition, row.message, &error).await?,
-                    // Halves, the earlier one first, until the rows that are refused stand alone.
+                    // Split in halves, the earlier one first, until each refused row is alone.
                     _ => {
                         todo.push(rows.split_off(rows.len() / 2));
                         todo.push(rows);
@@ -222,9 +222,9 @@ impl Posting<'_> {
         Ok(())
     }
 
-    /// Counts duplicates, sets conflicts aside, and returns the rows with nothing in their way.
-    /// With `why` conflicts are put aside for that reason: the unit of a late sale may have been
-    /// sold again since, and that is no fault.
+    /// Counts duplicates, sets conflicts aside, and returns the rows without a conflict. With `why`,
+    /// conflicts are set aside for that reason: the unit of a late sale may have been sold again since, and
+    /// that is no fault.
     async fn sort_out<'r, 'a>(
         &mut self,
         rows: &[&'r Row<'a>],
@@ -294,7 +294,7 @@ impl Posting<'_> {
                 self.posted.checkpoints.insert(part.partition, to);
                 Ok(())
             }
-            // Only a first row can be taken: somebody else began this partition meanwhile.
+            // Only a first row can be taken: another consumer started this partition meanwhile.
             Written::Taken => {
                 Err(LedgerError::Moved { partition: part.partition, expected: part.from, found: None })
             }
@@ -305,7 +305,7 @@ impl Posting<'_> {
     }
 }
 
-/// The rows in the way, by what they are in the way of.
+/// The conflicting rows, by key.
 #[derive(Default)]
 struct Known {
     places: HashMap<(String, i32, i64), Uuid>,

@@ -1,4 +1,4 @@
-//! A message as the row it becomes, or why it cannot become one.
+//! A message parsed into the row it becomes, or why it cannot become one.
 
 use std::ops::RangeInclusive;
 
@@ -9,14 +9,14 @@ use jiff::tz::TimeZone;
 use super::{Message, Part};
 use crate::sale::Sale;
 
-/// The longest message that is kept whole. Far above any sale, which takes 300 bytes, and far
-/// below the least packet that a database may take (1 MiB): no message can block the rest.
+/// The longest message stored whole. Far above a sale, which takes 300 bytes, and far below the smallest
+/// packet limit of a database (1 MiB): no message can block the rest.
 pub(super) const MAX_MESSAGE_BYTES: usize = 256 * 1024;
 
-/// The longest name of an item, as the tables have it.
+/// The longest item name that the tables hold.
 const MAX_ITEM_BYTES: usize = 32;
 
-/// The longest name of an attempt or a buyer, as the tables have it.
+/// The longest attempt or buyer name that the tables hold.
 const MAX_NAME_CHARS: usize = 128;
 
 /// The years that a `datetime` can hold.
@@ -25,7 +25,7 @@ const YEARS: RangeInclusive<i16> = 1000..=9999;
 /// One row of `seckill`, or of `seckill_conflict`.
 #[derive(Debug)]
 pub struct Row<'a> {
-    /// The topic it was read from.
+    /// The source topic.
     pub topic: &'a str,
     /// The partition.
     pub partition: i32,
@@ -35,7 +35,7 @@ pub struct Row<'a> {
     pub info: &'a str,
     /// The sale it carries.
     pub sale: Sale,
-    /// When, as `datetime(6)` is written.
+    /// Its time, as `datetime(6)` is written.
     pub sold_at: String,
     /// The sale's term, in the column's type.
     pub term: i64,
@@ -46,7 +46,7 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Reads a message; the error says what is wrong with it.
+    /// Parses a message; the error says what is wrong with it.
     pub(super) fn read(topic: &'a str, part: &Part, message: &'a Message) -> Result<Self, String> {
         if message.value.len() > MAX_MESSAGE_BYTES {
             return Err(format!("{} bytes, more than {MAX_MESSAGE_BYTES}", message.value.len()));
@@ -79,7 +79,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The names that the selling side gives; others would compare differently in each database.
+/// The names that the selling half assigns; others would compare differently in each database.
 fn is_item(name: &str) -> bool {
     (1..=MAX_ITEM_BYTES).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
@@ -89,7 +89,7 @@ fn number(member: &str, value: u64) -> Result<i64, String> {
     i64::try_from(value).map_err(|_| format!("{member} {value} is out of range"))
 }
 
-/// A space between date and time, and microseconds; cheaper than `strftime`.
+/// A space between date and time, and microseconds; faster than `strftime`.
 const DATETIME: DateTimePrinter = DateTimePrinter::new().separator(b' ').precision(Some(6));
 
 /// A time as `datetime(6)` is written, in UTC.
@@ -97,7 +97,7 @@ pub(super) fn datetime(at: Timestamp) -> String {
     DATETIME.datetime_to_string(&TimeZone::UTC.to_datetime(at))
 }
 
-/// The time that a `datetime(6)` stands for.
+/// Parses a `datetime(6)`.
 pub(super) fn timestamp(text: &str) -> Result<Timestamp, jiff::Error> {
     let civil: jiff::civil::DateTime = text.parse()?;
     Ok(civil.to_zoned(TimeZone::UTC)?.timestamp())

@@ -1,4 +1,4 @@
-//! The ledger in the embedded world's file.
+//! The ledger on SQLite, in the embedded file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -25,23 +25,23 @@ use crate::sale::Sale;
 use crate::sqlite::BATCH;
 use crate::sqlite::{SqliteFile, Synchronous};
 
-// A transaction that will write begins by taking the file's only write lock.
+// A writing transaction begins by taking the file's only write lock.
 statements!(Statements, Sqlite, failure, ToString::to_string, BATCH, "", "");
 
-/// The books in the embedded world's file.
+/// The ledger in the embedded file.
 #[derive(Debug)]
 pub struct SqliteLedger {
     file: SqliteFile,
-    /// None after an error: SQLite may have rolled back by itself, and sqlx would not know.
+    /// None after an error: SQLite may have rolled back on its own, unknown to sqlx.
     writer: Mutex<Option<SqliteConnection>>,
-    /// Looks up orders without waiting for a batch that is being posted.
+    /// Looks up orders without waiting for a batch in flight.
     reader: Mutex<SqliteConnection>,
     /// See [`Statements::disputed`].
     settled: AtomicI64,
 }
 
 impl SqliteLedger {
-    /// A ledger in `file`.
+    /// Opens the ledger in `file`.
     ///
     /// # Errors
     /// When it cannot be opened, or a table lacks a column.
@@ -57,7 +57,7 @@ impl SqliteLedger {
     }
 }
 
-/// The turn to write, and the connection for it.
+/// The write lock, and the connection for it.
 struct Writer<'l> {
     _turn: OwnedMutexGuard<()>,
     held: MutexGuard<'l, Option<SqliteConnection>>,
@@ -76,7 +76,7 @@ impl SqliteLedger {
         self.file.in_place().map_err(LedgerError::Away)?;
         let connection = match writer.held.take() {
             Some(connection) => connection,
-            // Rows that are lost with the power are made again from the journal.
+            // Rows lost in a power failure are recorded again from the journal.
             None => self.file.connect(Synchronous::Normal).await.map_err(failed)?,
         };
         Ok(writer.held.insert(connection))
@@ -92,14 +92,14 @@ impl Writer<'_> {
     }
 }
 
-/// One question on the connection that reads.
+/// Runs one query on the reading connection.
 macro_rules! asked {
     ($self:ident, $question:ident($($argument:expr),*)) => {
         Statements(&mut *$self.reader.lock().await).$question($($argument),*).await
     };
 }
 
-/// One statement on the connection that writes.
+/// Runs one statement on the writing connection.
 macro_rules! changed {
     ($self:ident, $change:ident($($argument:expr),*)) => {{
         let mut writer = $self.writer().await;
@@ -133,7 +133,7 @@ impl Record for SqliteLedger {
 
 #[async_trait]
 impl Ledger for SqliteLedger {
-    /// Nothing: the tables were made, or looked at, when the file was opened.
+    /// No-op: opening the file creates or checks the tables.
     async fn migrate(&self) -> Result<(), LedgerError> {
         Ok(())
     }
@@ -238,19 +238,19 @@ impl Ledger for SqliteLedger {
     }
 }
 
-/// Primary result codes that no waiting mends: `SQLITE_ERROR` (a table or a column is missing),
-/// `SQLITE_READONLY`, `SQLITE_CORRUPT`, `SQLITE_CONSTRAINT` (of somebody else's making),
-/// `SQLITE_MISUSE`, `SQLITE_AUTH`, `SQLITE_RANGE`, `SQLITE_NOTADB`. Whatever is not among them passes:
-/// a lock, a limit or a disk that somebody can mend, while the journal keeps what was sold.
+/// Primary result codes that retrying does not fix: `SQLITE_ERROR` (a table or a column is missing),
+/// `SQLITE_READONLY`, `SQLITE_CORRUPT`, `SQLITE_CONSTRAINT` (of foreign origin), `SQLITE_MISUSE`,
+/// `SQLITE_AUTH`, `SQLITE_RANGE`, `SQLITE_NOTADB`. Any other code is transient: a lock, a limit or a disk
+/// that an operator can fix, while the journal keeps the sales.
 const FOR_GOOD: [u32; 8] = [1, 8, 11, 19, 21, 23, 25, 26];
 
-/// Of a value: `SQLITE_TOOBIG`, `SQLITE_MISMATCH`, and (extended) of a check, a null, a type.
+/// Value errors: `SQLITE_TOOBIG`, `SQLITE_MISMATCH`, and (extended) of a check, a null, a type.
 const VALUE: [u32; 2] = [18, 20];
 const VALUE_EXTENDED: [u32; 3] = [275, 1299, 3091];
 
 fn failure(error: &sqlx::Error) -> Failure {
     let Some(database) = error.as_database_error() else {
-        // Another file stands where this one was: it may be put back.
+        // Another file has replaced this one: it may be put back.
         return if matches!(error, sqlx::Error::Io(_)) { Failure::Away } else { Failure::Broken };
     };
     if database.is_unique_violation() {

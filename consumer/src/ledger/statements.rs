@@ -1,7 +1,7 @@
-//! The statements of the ledger, written once: their text serves both databases.
+//! The SQL statements of the ledger, written once for both databases.
 //!
-//! sqlx gives every database types of its own, so the same text is compiled for each. Backticks
-//! quote names in both (`offset` and `partition` are reserved words).
+//! sqlx gives each database its own types, so the same text is compiled for each. Backticks quote names in
+//! both (`offset` and `partition` are reserved words).
 
 /// A sale's columns, in the order of every insert.
 macro_rules! columns {
@@ -10,7 +10,7 @@ macro_rules! columns {
     };
 }
 
-/// A sale's columns, as [`statements`] reads them back: a time as text of 26 characters.
+/// A sale's columns, as [`statements`] reads them back: a time is text of 26 characters.
 macro_rules! select_sale {
     () => {
         "select cast(`date` as char(26)) as sold_at, topic, `partition`, `offset`, order_id, item, epoch, term, \
@@ -18,12 +18,12 @@ macro_rules! select_sale {
     };
 }
 
-/// Defines `$name`, the statements on a connection to `$database`. `$failed` says what an error
-/// means, `$words` what is said of one that passes, an insert of `$usual` rows is prepared once, `$lock` is what makes a select lock its row,
-/// `$share` the same for all who only read.
+/// Defines `$name`, the statements on a connection to `$database`. `$failed` classifies an error, `$words`
+/// words a transient one, an insert of `$usual` rows is prepared once, `$lock` makes a select lock its row,
+/// `$share` does so in shared mode.
 macro_rules! statements {
     ($name:ident, $database:ty, $failed:path, $words:path, $usual:path, $lock:literal, $share:literal) => {
-        /// The ledger's statements on one connection, in a transaction or not.
+        /// The ledger's statements on one connection, inside a transaction or not.
         pub(super) struct $name<'c>(pub(super) &'c mut <$database as sqlx::Database>::Connection);
 
         type Builder = sqlx::QueryBuilder<$database>;
@@ -31,7 +31,7 @@ macro_rules! statements {
         type DatabaseRow = <$database as sqlx::Database>::Row;
 
         impl $name<'_> {
-            /// Whether every table has the columns that are asked of it; the error names one that has not.
+            /// Checks that every table has the columns used; the error names one that does not.
             pub(super) async fn well_shaped(&mut self) -> Result<(), LedgerError> {
                 for (table, look) in TABLES {
                     sqlx::query(look).fetch_optional(&mut *self.0).await.map_err(|error| match failed(error) {
@@ -120,7 +120,7 @@ macro_rules! statements {
                 .map_err(failed)
             }
 
-            /// The rows of a listing of sales, of one item or of all.
+            /// Lists sales, of one item or of all.
             async fn listing(
                 &mut self,
                 select: &'static str,
@@ -143,7 +143,7 @@ macro_rules! statements {
                     let (item, epoch) = sale_of(&row)?;
                     sales.entry((item.clone(), epoch)).or_insert_with(|| unrecorded(item, epoch));
                 }
-                // The databases skip from sale to sale through the index on (item, epoch, serial).
+                // The databases skip from sale to sale with the index on (item, epoch, serial).
                 let recorded = "select item, epoch, max(serial) as highest from seckill";
                 for row in self.listing(recorded, "", item, " group by item, epoch").await? {
                     let (item, epoch) = sale_of(&row)?;
@@ -168,7 +168,7 @@ macro_rules! statements {
                 Ok(sales.into_values().collect())
             }
 
-            /// Every sale of which something is recorded has a row with its term: the fence makes it.
+            /// Every sale with recorded rows has a term row: the fence creates it.
             pub(super) async fn newest(&mut self) -> Result<BTreeMap<String, Uuid>, LedgerError> {
                 let mut newest = BTreeMap::new();
                 for table in [
@@ -206,7 +206,7 @@ macro_rules! statements {
                 Ok(ahead)
             }
 
-            /// The sale has its row already.
+            /// The sale's row exists already.
             pub(super) async fn raise_term(
                 &mut self,
                 item: &str,
@@ -272,8 +272,8 @@ macro_rules! statements {
                 after: u64,
                 serials: u32,
             ) -> Result<Page, LedgerError> {
-                // The next one by the index alone, and then between two serials: with one bound and a limit,
-                // MariaDB may read the sale from its start for each page of it.
+                // The next serial by index alone, then a range between two serials: with one bound and a
+                // limit, MariaDB may read the sale from its start for each page.
                 let next = sqlx::query(
                     "select coalesce(min(serial), 0) as first from seckill where item = ? and epoch = ? and serial > ?",
                 )
@@ -359,7 +359,7 @@ macro_rules! statements {
                 Ok(())
             }
 
-            /// All of them or none.
+            /// Writes all runs or none.
             async fn void_all(
                 &mut self,
                 item: &str,
@@ -384,7 +384,7 @@ macro_rules! statements {
                 after: u64,
                 upto: u64,
             ) -> Result<Vec<Sale>, LedgerError> {
-                // Between two serials: with the first alone, MariaDB reads the whole sale for each page of it.
+                // Two bounds: with the lower one alone, MariaDB reads the whole sale for each page.
                 let rows = sqlx::query(concat!(
                     select_sale!(),
                     "item = ? and epoch = ? and serial > ? and serial <= ? and attempt is not null order by serial"
@@ -408,7 +408,7 @@ macro_rules! statements {
             ) -> Result<(), LedgerError> {
                 let known = self.newest().await?.get(item).map_or(epoch, |newest| epoch.max(*newest));
                 let epoch = epoch.to_string();
-                // A stock that loses nothing raises no term, and may be restored again in the same.
+                // A stock that loses nothing raises no term, so the same term may be restored again.
                 let replaced = sqlx::query(
                     "replace into seckill_restore (item, epoch, term, serial, remaining, conflicts, newest, restored_at) \
                      select ?, ?, ?, ?, ?, count(*), ?, ? from seckill_conflict where reason <> 'late' and item = ? and epoch = ?",
@@ -427,8 +427,8 @@ macro_rules! statements {
                 replaced.map(drop).map_err(failed)
             }
 
-            /// `settled` is what was there at a time when none was disputed: the last conflict and how many
-            /// there were, since one may be seen before another that was counted before it.
+            /// `settled` is the last undisputed state: the last conflict's id plus the number of conflicts,
+            /// since one may become visible before another with a lower id.
             pub(super) async fn disputed(
                 &mut self,
                 settled: &AtomicI64,
@@ -536,7 +536,7 @@ macro_rules! statements {
 
             async fn fence(&mut self, item: &str, epoch: Uuid) -> Result<Option<u64>, LedgerError> {
                 let fence = concat!("select term from seckill_term where item = ? and epoch = ?", $share);
-                // A sale begun by hand has no row yet, and what is not there cannot be locked.
+                // A sale begun by hand has no row yet, and a missing row cannot be locked.
                 for _ in 0..2 {
                     let row = sqlx::query(fence)
                         .bind(item)
@@ -620,7 +620,7 @@ macro_rules! statements {
             }
         }
 
-        /// An error that no insert can answer for: it passes, or does not.
+        /// Classifies an error outside of inserts: transient or permanent.
         fn failed(error: sqlx::Error) -> LedgerError {
             match $failed(&error) {
                 Failure::Broken => LedgerError::Broken(broken(&error)),
@@ -628,7 +628,7 @@ macro_rules! statements {
             }
         }
 
-        /// What became of an insert.
+        /// The outcome of an insert.
         fn written(result: Result<(), sqlx::Error>) -> Result<Written, LedgerError> {
             match result {
                 Ok(()) => Ok(Written::Done),
@@ -640,7 +640,7 @@ macro_rules! statements {
             }
         }
 
-        /// A row that is written once: that it is there already is fine.
+        /// Idempotent insert: a taken key is fine.
         fn noted(result: Result<(), sqlx::Error>) -> Result<(), LedgerError> {
             match written(result)? {
                 Written::Done | Written::Taken => Ok(()),
@@ -648,7 +648,7 @@ macro_rules! statements {
             }
         }
 
-        /// Adds a row's values, in the order of the columns.
+        /// Adds a row's values in column order.
         fn add(values: &mut Values, row: &Row<'_>) -> Result<(), sqlx::error::BoxDynError> {
             let mut text = Uuid::encode_buffer();
             values.add(row.info)?;
@@ -727,13 +727,13 @@ macro_rules! statements {
 
 pub(super) use {select_sale, statements};
 
-/// Sales asked about in one statement.
+/// Sales per statement.
 pub(super) const SALES_AT_ONCE: usize = 50;
 
-/// Runs of void serials written in one statement.
+/// Voided runs per insert.
 pub(super) const RUNS_AT_ONCE: usize = 500;
 
-/// How many [`columns`] there are.
+/// The number of [`columns`].
 const COLUMNS: usize = 13;
 
 /// Inserts so many rows.
@@ -743,14 +743,14 @@ pub(super) fn insert(rows: usize) -> String {
     format!(concat!("insert into seckill (", columns!(), ") values {}"), rows)
 }
 
-/// Inserts a sale put aside.
+/// Inserts a sale set aside.
 pub(super) const SET_ASIDE: &str = concat!(
     "insert into seckill_conflict (reason, ",
     columns!(),
     ") values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 );
 
-/// Every table, with a question for the columns that are written or read.
+/// Every table, with a query for the columns in use.
 pub(super) const TABLES: [(&str, &str); 9] = [
     ("seckill", concat!("select ", columns!(), " from seckill where 1 = 0")),
     ("journal_offset", "select topic, `partition`, next_offset, fingerprint from journal_offset where 1 = 0"),
@@ -772,11 +772,10 @@ pub(super) const TABLES: [(&str, &str); 9] = [
     ("seckill_key", "select name, used_until from seckill_key where 1 = 0"),
 ];
 
-/// SQLSTATE of a column or a table that is not there, and SQLite's code of a statement that does
-/// not fit the tables.
+/// SQLSTATE of a missing column or table, and SQLite's code of a statement that does not fit the tables.
 const MISSHAPEN: [&str; 3] = ["42S22", "42S02", "1"];
 
-/// What a person can do about it, where it is known.
+/// The error with its remedy, where one is known.
 pub(super) fn broken(error: &sqlx::Error) -> String {
     let code = error.as_database_error().and_then(|error| error.code());
     if code.is_some_and(|code| MISSHAPEN.contains(&&*code)) {
@@ -792,16 +791,16 @@ use uuid::Uuid;
 
 use super::{LedgerError, SaleRecord};
 
-/// What an error of the database means.
+/// The class of a database error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// Not reachable, busy, refused for now: worth trying again.
+    /// Unreachable, busy, temporarily refusing: retry.
     Away,
     /// A unique key is taken.
     Taken,
-    /// A value is refused for its own sake.
+    /// A value itself is refused.
     Refused,
-    /// No waiting mends it.
+    /// Retrying does not help.
     Broken,
 }
 
@@ -810,12 +809,12 @@ pub(super) fn odd(column: &str, error: impl std::fmt::Display) -> LedgerError {
     LedgerError::Broken(format!("column {column} holds what was never written there: {error}"))
 }
 
-/// A sale of which nothing is recorded.
+/// A sale without recorded rows.
 pub(super) fn unrecorded(item: String, epoch: Uuid) -> SaleRecord {
     SaleRecord { item, epoch, highest: 0, conflicts: 0, doubled: Vec::new() }
 }
 
-/// A number in the column's type; what is beyond it is beyond every row.
+/// A number in the column's type; a larger one is above every row.
 pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,39 +1,39 @@
-//! How far a partition has been posted, and by which message the log is known again.
+//! Checkpoint: how far a partition is posted, and a fingerprint that identifies the log.
 
-/// A message as it was read.
+/// A message as read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Its place in the partition.
+    /// Its offset in the partition.
     pub offset: i64,
     /// Its bytes.
     pub value: Vec<u8>,
 }
 
-/// How far a partition has been posted.
+/// How far a partition is posted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The offset to be read next.
+    /// The next offset to read.
     pub next: i64,
-    /// [`fingerprint`] of the last message recorded, by which the log is known again. Where no message
-    /// stands right before `next`, the beginning of it, `+`, and how many offsets lie between; empty
-    /// when no message was recorded yet.
+    /// [`fingerprint`] of the last message recorded, which identifies the log. If that message is not right
+    /// before `next`: its first digits, `+`, and the number of offsets between; empty before the first
+    /// message is recorded.
     pub fingerprint: String,
 }
 
-/// So much of a fingerprint is kept beside a distance: 48 bits, and room for any distance.
+/// Digits of a fingerprint kept beside a distance: 48 bits, and room for any distance.
 const SHORT_PRINT: usize = 12;
 
 impl Checkpoint {
-    /// Before anything was recorded.
+    /// Before the first message.
     pub const NOTHING: Self = Self { next: 0, fingerprint: String::new() };
 
-    /// After this message.
+    /// Right after this message.
     #[must_use]
     pub fn after(message: &Message) -> Self {
         Self { next: message.offset + 1, fingerprint: fingerprint(&message.value) }
     }
 
-    /// Further on, at `upto`: there is no message to be had between.
+    /// Advances to `upto`: the log holds no message between.
     #[must_use]
     pub fn passed(&self, upto: i64) -> Self {
         let (print, between) = self.parts();
@@ -65,7 +65,7 @@ impl Checkpoint {
     }
 }
 
-/// Tells one message from another: the start of its bytes' SHA-256, in hexadecimal.
+/// Identifies a message: the start of its bytes' SHA-256, in hexadecimal.
 #[must_use]
 pub fn fingerprint(value: &[u8]) -> String {
     use sha2::{Digest, Sha256};

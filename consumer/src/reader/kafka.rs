@@ -1,8 +1,8 @@
-//! Sales from Kafka: the group assigns partitions, the ledger says where to start.
+//! The Kafka reader: the group assigns partitions, the ledger's checkpoints say where to start.
 //!
-//! librdkafka lets the application acknowledge an assignment at once with nothing in it, and
-//! assign partitions with offsets of its own later. So the group never waits for the ledger, and
-//! the group's own offsets are never read.
+//! librdkafka lets an application acknowledge an assignment at once with an empty one, and assign partitions
+//! with its own offsets later. So the group never waits for the ledger, and the group's own offsets are never
+//! read.
 
 mod group;
 
@@ -25,54 +25,54 @@ use crate::progress::{self, ANOTHER_TOPIC, Checkpoints, Extents, begin};
 use crate::service::config::{ConfigError, Settings};
 use group::{Assignment, Client, join};
 
-/// Leaving the group takes one exchange with its coordinator; a dead one is not waited for.
+/// Leaving the group takes one round trip to its coordinator; a dead one must not delay the exit.
 const CLOSE_WITHIN: Duration = Duration::from_secs(4);
 
-/// Whether Kafka is there. Soon asked again, so that `/readyz` is not late.
+/// Timeout of a liveness probe of Kafka. Short, so that `/readyz` is not late.
 const PROBE_WITHIN: Duration = Duration::from_secs(2);
 
-/// In silence, how often Kafka is asked whether it is there.
+/// Interval of liveness probes while no messages arrive.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
-/// A client that hears nothing for so long is replaced: one that was told by a broker just back
-/// that there are no brokers may never look for one again (librdkafka 2.12), and one more does no
-/// harm where it is Kafka itself that is away.
+/// A client without contact for this long is replaced: one that a restarted broker told that there are no
+/// brokers may never look for one again (librdkafka 2.12), and a new client does no harm where Kafka itself
+/// is down.
 const REPLACED_AFTER: Duration = Duration::from_secs(10);
 
-/// A word between threads of one process.
+/// A message between threads of one process.
 const SEEK_WITHIN: Duration = Duration::from_secs(1);
 
-/// Bytes in one batch, the last message apart: a sale has 300, but a topic takes messages of
-/// 1 MiB from anybody, and a thousand of them would be a gigabyte.
+/// Bytes in one batch, but for the last message: a sale has 300, but a topic takes messages of 1 MiB from
+/// any producer, and a thousand of them would be a gigabyte.
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 
-/// Reads a topic as a member of a group.
+/// Reads a topic as a group member.
 pub struct KafkaReader {
     settings: Settings,
     topic: String,
-    /// Gone once closed.
+    /// None once closed.
     consumer: Option<Arc<Apart<Client>>>,
     assignment: Arc<Assignment>,
-    /// The next offset wanted of each partition that was started.
+    /// The next offset to read of each started partition.
     positions: BTreeMap<i32, i64>,
-    /// Where the log ended when it was last asked.
+    /// The log's end at the last query.
     ends: BTreeMap<i32, i64>,
-    /// Partitions that are read once more from their positions, with where the log ended before: if
-    /// their end is met first, there is no message between.
+    /// Partitions read again from their positions, with the log's end before: reaching that end first means
+    /// that there is no message between.
     again: BTreeMap<i32, i64>,
-    /// Where there was none, until it is told.
+    /// No message up to here; not returned yet.
     passed: BTreeMap<i32, i64>,
     paused: bool,
-    /// Messages that came when none were wanted.
+    /// Messages that arrived during back-pressure.
     held: BTreeMap<i32, Vec<Message>>,
     /// Why Kafka is away, until it answers.
     trouble: Option<String>,
-    /// Why it refuses, until it brings something: that it answers otherwise says nothing.
+    /// Why Kafka refuses, until it delivers something: another answer proves nothing.
     refused: Option<String>,
-    /// When Kafka last answered, or this client was made.
+    /// When Kafka last answered, or this client was created.
     heard: Instant,
-    /// librdkafka asked for an offset that the log does not have, and fetches no more: what it
-    /// was is said as soon as Kafka can be asked.
+    /// librdkafka requested an offset that the log does not have, and stopped fetching: the cause is reported
+    /// as soon as Kafka answers.
     outside: bool,
 }
 
@@ -101,7 +101,7 @@ impl KafkaReader {
         })
     }
 
-    /// Joins the group with another client. What the former one was assigned is not ours any more.
+    /// Joins the group with a new client. The old one's assignment is void.
     fn replace(&mut self) {
         log::debug!("the consumer has not heard of Kafka for long and joins anew");
         self.heard = Instant::now();
@@ -117,13 +117,13 @@ impl KafkaReader {
         }
     }
 
-    /// What was read may be another's now.
+    /// Drops what another member may own now.
     fn forget(&mut self) {
         self.begin(BTreeMap::new());
         self.paused = false;
     }
 
-    /// Wants these offsets next, and has read nothing.
+    /// Sets the positions and drops everything read.
     fn begin(&mut self, positions: BTreeMap<i32, i64>) {
         self.positions = positions;
         self.held.clear();
@@ -133,9 +133,9 @@ impl KafkaReader {
         self.outside = false;
     }
 
-    /// The log ends after our position, and nothing comes: what stands there may be no message (the
-    /// marker of a transaction, or what one gave up), and librdkafka does not say how far it has come.
-    /// Read once more from there, the end is met again.
+    /// The log's end is past our position and nothing arrives: the offsets between may hold no message
+    /// (transaction markers or aborted messages), and librdkafka does not report how far it has read. Seeking
+    /// back to the position makes it report the end again.
     fn look_again(&mut self, consumer: &Client) -> Result<(), ReaderError> {
         let further = |(partition, end): (&i32, &i64)| {
             let position = *self.positions.get(partition)?;
@@ -148,14 +148,14 @@ impl KafkaReader {
         }
         let list = self.list(again.keys().map(|it| (*it, Offset::Offset(self.positions[it]))));
         let sought = consumer.seek_partitions(list, SEEK_WITHIN).map_err(away)?;
-        // Of others an end that was met earlier may still be told.
+        // The others may still report an end that was reached earlier.
         let done: Vec<i32> =
             sought.elements().iter().filter(|it| it.error().is_ok()).map(|it| it.partition()).collect();
         self.again.extend(again.into_iter().filter(|(partition, _)| done.contains(partition)));
         Ok(())
     }
 
-    /// The end of a partition was met.
+    /// Handles a partition's end.
     fn met_the_end(&mut self, partition: i32) {
         self.answered();
         if let Some(end) = self.again.remove(&partition)
@@ -171,7 +171,7 @@ impl KafkaReader {
         self.consumer.clone().ok_or_else(|| ReaderError::Away("this reader was closed".to_owned()))
     }
 
-    /// Stops or goes on fetching, so that the group can be served while nothing is wanted.
+    /// Pauses or resumes fetching, so that the group is served under back-pressure.
     fn pause(&mut self, consumer: &Client, pause: bool) -> Result<(), ReaderError> {
         if self.paused != pause && !self.positions.is_empty() {
             let list = self.list(self.positions.keys().map(|partition| (*partition, Offset::Invalid)));
@@ -181,7 +181,7 @@ impl KafkaReader {
         Ok(())
     }
 
-    /// Takes one message and says its size, or what came instead of one.
+    /// Takes one message and returns its size, or what arrived instead.
     fn take(
         &mut self,
         consumer: &Client,
@@ -200,7 +200,7 @@ impl KafkaReader {
                         messages.entry(message.partition()).or_default().push(Message { offset, value });
                         Ok(Some(size))
                     }
-                    // Fetched for an assignment that is no more.
+                    // Fetched for a revoked assignment.
                     _ => Ok(None),
                 }
             }
@@ -218,7 +218,7 @@ impl KafkaReader {
         self.heard = Instant::now();
     }
 
-    /// Nothing came. After a trouble, or a long silence, it matters why: asks the broker.
+    /// Nothing arrived. After an error, or a long silence, probes the broker for the reason.
     async fn quiet(&mut self) -> Result<Read, ReaderError> {
         if let Some(why) = &self.refused {
             return Err(ReaderError::Away(why.clone()));
@@ -247,7 +247,7 @@ impl KafkaReader {
                 Err(refused)
             }
             Err(ReaderError::Away(why)) => {
-                // Not at the first trouble: a long posting hears nothing either.
+                // Not at the first error: a long post hears nothing either.
                 if self.trouble.is_some() && self.heard.elapsed() > REPLACED_AFTER {
                     self.replace();
                 }
@@ -257,7 +257,7 @@ impl KafkaReader {
         }
     }
 
-    /// Says which partition's offset lies outside the log.
+    /// Reports which partition's offset is outside the log.
     async fn outside(&mut self) -> ReaderError {
         self.outside = true;
         let wanted = self.positions.iter();
@@ -286,7 +286,7 @@ impl KafkaReader {
     fn list(&self, entries: impl Iterator<Item = (i32, Offset)>) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in entries {
-            // Offsets of the log always can be represented; another is left for librdkafka to refuse.
+            // Offsets of a log are always valid; librdkafka refuses any other.
             if list.add_partition_offset(&self.topic, partition, offset).is_err() {
                 list.add_partition(&self.topic, partition);
             }
@@ -315,7 +315,7 @@ impl Reader for KafkaReader {
         loop {
             if let Some(partitions) = assignment.changed() {
                 self.forget();
-                // A client that lost its group for silence takes its partitions away by itself.
+                // A client that lost its group by silence revokes its own partitions.
                 if !partitions.is_empty() {
                     self.answered();
                 }
@@ -346,8 +346,8 @@ impl Reader for KafkaReader {
                 tokio::select! {
                     biased;
                     received = consumer.recv() => received,
-                    // No more here already: none is waited for, but an assignment that came
-                    // meanwhile is told first.
+                    // Nothing more is buffered: return without waiting, but report a pending assignment
+                    // first.
                     () = std::future::ready(()) => match assignment.pending() {
                         true => continue,
                         false => return Ok(Read::Messages(messages)),
@@ -387,7 +387,7 @@ impl Reader for KafkaReader {
         let extents = self.watermarks(self.assignment.partitions()).await?;
         let positions = begin(&self.topic, &extents, from)?;
         let list = self.list(positions.iter().map(|(partition, start)| (*partition, Offset::Offset(*start))));
-        // A pause outlives its assignment: a partition may come back as it was left.
+        // A pause outlives its assignment: a partition may come back paused.
         consumer.resume(&list).map_err(away)?;
         self.paused = false;
         consumer.assign(&list).map_err(away)?;
@@ -420,7 +420,7 @@ impl Reader for KafkaReader {
             return;
         };
         self.positions.clear();
-        // Whoever asks it something still has it a moment longer; then it ends by itself.
+        // A request in flight holds it a moment longer; then it closes on its own.
         let leave = blocking(move || Arc::into_inner(consumer).map(Apart::end));
         if timeout(CLOSE_WITHIN, leave).await.is_err() {
             log::warn!("the group was left without a word: its coordinator does not answer");
@@ -434,10 +434,10 @@ impl std::fmt::Debug for KafkaReader {
     }
 }
 
-/// What an error instead of a message means.
+/// The meaning of an error in place of a message.
 enum Trouble {
     Away(String),
-    /// Kafka is there and does not let us.
+    /// Kafka is up but denies access.
     Refused(String),
     Outside,
     Fatal(String),

@@ -1,4 +1,4 @@
-//! Sales from the embedded world's file: a table that is read in order.
+//! The SQLite reader: reads the embedded journal table in order.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,31 +13,30 @@ use crate::ledger::Message;
 use crate::progress::{Checkpoints, Extent, Extents};
 use crate::sqlite::{BATCH, SqliteFile, Synchronous, TOPIC};
 
-/// The one partition that a file has.
+/// The file's only partition.
 const PARTITION: i32 = 0;
 
-/// How soon a sale is seen. One look takes 30 µs, and the buyer waits for none of it.
+/// Poll interval. One poll takes 30 µs, and no buyer waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// In a rush buyers go first: as long as more is sold than is recorded, the next batch waits so
-/// long...
+/// Buyers go first in a rush: while more is sold than recorded, the next batch is delayed by this...
 const STEP_ASIDE: Duration = Duration::from_millis(10);
 
-/// ... unless the ledger is so many sales behind, which it makes up for in a few seconds.
+/// ... unless the ledger lags by this many sales, which it catches up on in a few seconds.
 const FAR_BEHIND: i64 = 100_000;
 
-/// Reads the journal of a file.
+/// Reads a file's journal.
 #[derive(Debug)]
 pub struct SqliteReader {
     connection: SqliteConnection,
     next: Option<i64>,
-    /// Where the journal ended at the last look.
+    /// The journal's end at the last poll.
     end: i64,
     assigned: bool,
 }
 
 impl SqliteReader {
-    /// A reader of `file`.
+    /// Opens a reader of `file`.
     ///
     /// # Errors
     /// When it cannot be opened.
@@ -46,7 +45,7 @@ impl SqliteReader {
         Ok(Self { connection, next: None, end: 0, assigned: false })
     }
 
-    /// Whether a batch or more was sold since the last look, and the ledger is not far behind.
+    /// Whether a batch or more was sold since the last poll, and the ledger is not far behind.
     async fn is_rush(&mut self, next: i64) -> Result<bool, ReaderError> {
         let end = self.end().await?;
         let before = std::mem::replace(&mut self.end, end);
@@ -54,7 +53,7 @@ impl SqliteReader {
     }
 
     async fn messages(&mut self, from: i64, max: usize) -> Result<Vec<Message>, ReaderError> {
-        // Seeds stand between the sales; they are passed over.
+        // Skips the seeds between the sales.
         let rows = sqlx::query(
             "select `offset`, value from journal where `offset` >= ? and kind = 'sale' order by `offset` limit ?",
         )
@@ -138,7 +137,7 @@ impl Reader for SqliteReader {
     async fn report(&mut self, _: &BTreeMap<i32, i64>) {}
 
     async fn extents(&mut self) -> Result<Extents, ReaderError> {
-        // Nothing leaves it.
+        // Nothing is deleted.
         Ok(BTreeMap::from([(PARTITION, Extent { start: 0, end: self.end().await? })]))
     }
 }

@@ -1,11 +1,11 @@
-//! How far behind: for each partition, what the journal has and the ledger has not.
+//! The lag metric: per partition, the messages in the journal that the ledger lacks.
 
 use std::collections::BTreeSet;
 
 use crate::progress::Extents;
 use crate::recording::metrics::Metrics;
 
-/// The lag of the partitions that this consumer has.
+/// The lag of this consumer's partitions.
 #[derive(Debug)]
 pub struct Lag {
     topic: String,
@@ -20,7 +20,7 @@ impl Lag {
         Self { topic: topic.to_owned(), metrics, shown: BTreeSet::new() }
     }
 
-    /// Shows the lag, given what the log has and the offset that the ledger wants next of a partition.
+    /// Publishes the lag, from what the log holds and each partition's next offset in the ledger.
     pub fn show(&mut self, extents: &Extents, next: impl Fn(i32) -> i64) {
         for (&partition, extent) in extents {
             self.shown.insert(partition);
@@ -28,7 +28,7 @@ impl Lag {
         }
     }
 
-    /// Keeps the partitions in `assigned`, and no other.
+    /// Removes all partitions but those in `assigned`.
     pub fn keep(&mut self, assigned: &[i32]) {
         let gone = self.shown.iter().filter(|partition| !assigned.contains(partition)).copied().collect();
         self.metrics.forget_lag(&self.topic, &gone);

@@ -1,4 +1,4 @@
-//! What the consumer counts.
+//! The consumer's Prometheus metrics.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::ledger::Posted;
 /// From a single row on a fast disk to a batch that waits for a lock.
 const POST_SECONDS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 20.0];
 
-/// The consumer's metrics; clones count together.
+/// The consumer's metrics; clones share counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     lag: IntGaugeVec,
@@ -22,7 +22,7 @@ impl Metrics {
     /// Registers them.
     ///
     /// # Errors
-    /// When they are registered there already.
+    /// When they are registered already.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
         let lag = IntGaugeVec::new(
             Opts::new(
@@ -43,7 +43,7 @@ impl Metrics {
         registry.register(Box::new(sales.clone()))?;
         registry.register(Box::new(post_seconds.clone()))?;
         let metrics = Self { lag, sales, post_seconds };
-        // All outcomes from the start: an alert on one that never happened must see a zero.
+        // All outcomes from the start: an alert on one that never happened needs a zero.
         metrics.count(&Posted::default());
         Ok(metrics)
     }
@@ -70,10 +70,10 @@ impl Metrics {
         self.lag.with_label_values(&[topic, &partition.to_string()]).set(messages);
     }
 
-    /// Takes the gauges of partitions away that others have now.
+    /// Removes the gauges of partitions that moved to other consumers.
     pub(crate) fn forget_lag(&self, topic: &str, partitions: &BTreeSet<i32>) {
         for partition in partitions {
-            // That there was none yet is fine.
+            // A missing gauge is fine.
             let _ = self.lag.remove_label_values(&[topic, &partition.to_string()]);
         }
     }

@@ -1,4 +1,4 @@
-//! The consumer as a process or as a task: steps until it is told to stop.
+//! The consumer's run loop: runs steps until stopped, as a process or as a task.
 
 use std::future::Future;
 use std::pin::pin;
@@ -12,22 +12,22 @@ use crate::progress::ReaderError;
 use crate::recording::step::{Consumer, Step, StepError};
 use crate::service::ops::Ready;
 
-/// For the batch in hand, when the consumer is told to stop at once.
+/// Time for the batch in flight when the consumer must stop at once.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// Between two tries to reach a server at the start.
+/// Retry interval for a server that is away at startup.
 const TRY_EVERY: Duration = Duration::from_secs(1);
 
 /// How to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// After the batch in hand.
+    /// After the batch in flight.
     Now,
-    /// Once the journal was read to its end, or when this time is over.
+    /// Once the journal is read to its end, or after this time.
     CaughtUp(Duration),
 }
 
-/// Whether the consumer can do its work, shared with `/readyz`.
+/// The consumer's readiness, shared with `/readyz`.
 #[derive(Debug, Clone)]
 pub struct Health(Arc<Mutex<Option<String>>>);
 
@@ -45,7 +45,7 @@ impl Health {
         Arc::new(move || health.check())
     }
 
-    /// Whether the consumer can do its work.
+    /// Whether the consumer is ready.
     ///
     /// # Errors
     /// Why not.
@@ -53,7 +53,7 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().map_or(Ok(()), Err)
     }
 
-    /// Notes a state and logs it, once per change.
+    /// Sets the state and logs each change once.
     fn note(&self, trouble: Option<&str>) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.as_deref() == trouble {
@@ -67,12 +67,12 @@ impl Health {
     }
 }
 
-/// Why a try at the start failed.
+/// Why a startup attempt failed.
 #[derive(Debug)]
 pub enum Unready {
-    /// Worth trying again.
+    /// Transient: retry.
     Away(String),
-    /// Not worth it.
+    /// Permanent.
     Broken(StepError),
 }
 
@@ -95,10 +95,10 @@ impl From<ReaderError> for Unready {
     }
 }
 
-/// Tries until it succeeds: a server that is away is waited for.
+/// Retries until it succeeds: waits for a server that is away.
 ///
 /// # Errors
-/// When waiting does not help.
+/// When retrying does not help.
 pub async fn until_up<T, E, F>(health: &Health, mut attempt: impl FnMut() -> F) -> Result<T, StepError>
 where
     F: Future<Output = Result<T, E>>,
@@ -114,10 +114,10 @@ where
     }
 }
 
-/// Steps until `stop` says how to stop, then leaves the group.
+/// Runs steps until `stop` resolves, then leaves the group.
 ///
 /// # Errors
-/// When a step cannot go on.
+/// When a step fails permanently.
 pub async fn run(
     mut consumer: Consumer,
     health: Health,
@@ -130,7 +130,7 @@ pub async fn run(
         tokio::select! {
             biased;
             how = &mut stop => {
-                // The step under way is not cut off: it may hold a batch.
+                // The current step is not cancelled: it may hold a batch.
                 let until = Instant::now() + FINISH_WITHIN;
                 if let Ok(done) = timeout_at(until, step).await {
                     note.step(&done?);
@@ -148,7 +148,7 @@ pub async fn run(
     Ok(())
 }
 
-/// Keeps the health up to date with the steps.
+/// Updates the readiness from the steps.
 struct Noted {
     health: Health,
     started: bool,
@@ -158,8 +158,8 @@ impl Noted {
     fn step(&mut self, step: &Step) {
         match step {
             Step::Away(why) => self.health.note(Some(why)),
-            // Says nothing of the servers; nor does quiet before the first assignment, or to be left
-            // without partitions.
+            // Says nothing about the servers; neither does quiet before the first assignment, nor losing all
+            // partitions.
             Step::Moved => {}
             Step::Started(partitions) if partitions.is_empty() => self.started = true,
             Step::Quiet if !self.started => {}
@@ -171,7 +171,7 @@ impl Noted {
     }
 }
 
-/// The last steps.
+/// Runs the last steps.
 async fn finish(consumer: &mut Consumer, how: Stop) -> Result<(), StepError> {
     let within = match how {
         Stop::Now => FINISH_WITHIN,

@@ -1,5 +1,5 @@
-//! `consumer skip`: an operator's decision that recording goes on where a log begins, though what stood
-//! before has left it unrecorded. Nothing else skips.
+//! `consumer skip`: an operator's decision to continue where a log begins, although unrecorded messages
+//! before it are gone. Nothing else skips.
 
 use std::fmt::Write as _;
 
@@ -9,17 +9,17 @@ use crate::progress::{Extents, behind, gone};
 /// What was found, or done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Skip {
-    /// There is nothing that could be skipped; what there is instead.
+    /// Nothing can be skipped; what there is instead.
     Nothing(String),
-    /// These are skipped, or would be; in words.
+    /// What is skipped, or would be; in words.
     Gone(String),
 }
 
-/// Moves the checkpoints of partitions whose head is gone to where the log begins; of one partition,
-/// or of all. Without `write` it only says what that would pass over.
+/// Moves the checkpoints of partitions whose head is gone to where the log begins; of one partition, or of
+/// all. Without `write` it only reports what that would skip.
 ///
 /// # Errors
-/// The ledger is away; or somebody posts just now.
+/// The ledger is away; or a consumer posts just now.
 pub async fn skip(
     ledger: &dyn Record,
     topic: &str,

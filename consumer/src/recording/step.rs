@@ -1,7 +1,7 @@
-//! One finite step of the consumer: an assignment taken up, or a batch read and posted.
+//! One finite step of the consumer: takes an assignment, or reads and posts a batch.
 //!
-//! Only the outermost caller loops. A step reads no clock but tokio's and starts no thread, so a
-//! simulation can drive it.
+//! Only the outermost caller loops. A step uses no clock but tokio's and starts no thread, so a simulation
+//! can drive it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,29 +15,29 @@ use crate::reader::{Read, Reader, ReaderError};
 use crate::recording::lag::Lag;
 use crate::recording::metrics::Metrics;
 
-/// Messages in one transaction: enough that its commit is paid once for many, few enough that it
-/// takes well under a second and others wait little for its locks. If none of them can become a
-/// row each takes a statement of its own; these must be done within the time for an answer.
+/// Messages per transaction: enough to share the cost of a commit, few enough that it takes well under a
+/// second and holds its locks briefly. If none of them can become a row, each takes a statement of its own;
+/// these must finish within the answer timeout.
 pub const MAX_BATCH: usize = 2000;
 
-/// After a refusal batches grow by an eighth each time: back to the full size within seconds, and
-/// not by much beyond what a slow ledger can do.
+/// After a refusal batches grow by an eighth each time: back to full size within seconds, with little
+/// overshoot of a slow ledger's limit.
 const GROWTH: usize = 8;
 
-/// How long a step waits for a message: also how soon a shutdown is noticed.
+/// Read timeout of a step; also bounds how soon a shutdown is noticed.
 const READ_WAIT: Duration = Duration::from_millis(500);
 
-/// When quiet, the group is told again how far the ledger is: someone may have reset it.
+/// When quiet, commits the offsets to the group again: an operator may have reset them.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
-/// The lag is asked of the broker, so not with every batch.
+/// Lag measurements cost a broker request: not every batch.
 const LAG_EVERY: Duration = Duration::from_secs(1);
 
-/// Waiting for a server that is away: soon at first, then at most this long, so that the sale
-/// goes on within 10 s after it is back.
+/// Retry backoff while a server is away: short at first, then at most this long, so that the sale continues
+/// within 10 s after it is back.
 const BACKOFF: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
 
-/// From a reader into a ledger.
+/// Moves sales to a ledger.
 pub struct Consumer {
     reader: Box<dyn Reader>,
     ledger: Arc<dyn Record>,
@@ -45,51 +45,51 @@ pub struct Consumer {
     lag: Lag,
     topic: String,
     assigned: Vec<i32>,
-    /// Whether the partitions assigned were started at the ledger's checkpoints.
+    /// Whether the assigned partitions were started at the ledger's checkpoints.
     started: bool,
-    /// Whether they were started once more, for what was read last was not in the log.
+    /// Whether they were restarted because the last read was outside the log.
     once_more: bool,
     checkpoints: BTreeMap<i32, Checkpoint>,
-    /// Partitions of which the message before the checkpoint is still to be seen again.
+    /// Partitions whose message before the checkpoint is not verified yet.
     unverified: BTreeMap<i32, Checkpoint>,
-    /// Read and not posted yet.
+    /// Read but not posted yet.
     batch: Option<Batch>,
-    /// So many messages are posted at once: half of what was refused, then more with each success.
+    /// Messages per post: halved after a refusal, then growing with each success.
     at_once: usize,
     backoff: Duration,
     reported: Option<Instant>,
     measured: Option<Instant>,
 }
 
-/// What a step did.
+/// The outcome of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// It has these partitions now, and began each where the ledger ends.
+    /// Has these partitions now, each started at the ledger's checkpoint.
     Started(Vec<i32>),
-    /// The messages before the checkpoints were seen to be the same.
+    /// The messages before the checkpoints are still the same.
     Verified,
     /// A batch was posted.
     Posted(Posted),
-    /// Somebody else posted meanwhile; it begins again from the new checkpoints.
+    /// Another consumer posted meanwhile; restarts from the new checkpoints.
     Moved,
     /// There was nothing to do.
     Quiet,
-    /// A server is away; nothing is lost, the next step tries again.
+    /// A server is away; nothing is lost, the next step retries.
     Away(String),
 }
 
-/// Why there can be no further step.
+/// Why no further step is possible.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// The journal is not the one that the books were kept from.
+    /// The journal is not the one this ledger was recorded from.
     #[error("{0}")]
     Foreign(String),
-    /// A part of our own is broken.
+    /// One of our own parts is broken.
     #[error("{0}")]
     Broken(String),
 }
 
-/// What stands in the way of a step.
+/// What prevents a step.
 enum Trouble {
     Away(String),
     Moved,
@@ -122,7 +122,7 @@ impl From<ReaderError> for Trouble {
 }
 
 impl Consumer {
-    /// A consumer at its beginning; the first step takes an assignment.
+    /// A new consumer; the first step takes an assignment.
     #[must_use]
     pub fn new(reader: Box<dyn Reader>, ledger: Arc<dyn Record>, metrics: Metrics) -> Self {
         let topic = reader.topic().to_owned();
@@ -145,11 +145,10 @@ impl Consumer {
         }
     }
 
-    /// Does the next thing there is to do, within seconds. Dropped half-way, it is done again by
-    /// the next.
+    /// Does the next unit of work, within seconds. Cancel-safe: the next step does it again.
     ///
     /// # Errors
-    /// When no later step could do better: what and where, and what a person can do.
+    /// When no later step can succeed: what and where, and what a person can do.
     pub async fn step(&mut self) -> Result<Step, StepError> {
         let done = if !self.started {
             self.start().await
@@ -169,7 +168,7 @@ impl Consumer {
                 self.wait().await?;
                 Ok(Step::Moved)
             }
-            // A log that was cut where it is recorded: the checkpoints say so.
+            // The log may lack only recorded messages: the checkpoints tell.
             Err(Trouble::Outside(_)) if !self.once_more => {
                 (self.once_more, self.started) = (true, false);
                 Ok(Step::Moved)
@@ -182,7 +181,7 @@ impl Consumer {
         }
     }
 
-    /// Whether a batch was read that is not posted yet.
+    /// Whether a batch is read but not posted yet.
     #[must_use]
     pub fn in_hand(&self) -> bool {
         self.batch.is_some()
@@ -199,7 +198,7 @@ impl Consumer {
         self.checkpoints.retain(|partition, _| self.assigned.contains(partition));
         let began = self.reader.start(&self.checkpoints).await?;
         self.unverified = self.checkpoints.clone();
-        // What has left the log cannot be looked at again.
+        // A message that has left the log cannot be verified.
         self.unverified.retain(|partition, checkpoint| {
             let last = checkpoint.last().unwrap_or(i64::MAX);
             began.get(partition).is_none_or(|began| *began <= last)
@@ -245,7 +244,7 @@ impl Consumer {
                     return Ok(Step::Quiet);
                 }
                 if self.reported.is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
-                    // Nothing to post; but could it?
+                    // Checks that the ledger is available.
                     self.ledger.checkpoints(&self.topic).await?;
                     self.report().await;
                 }
@@ -257,8 +256,7 @@ impl Consumer {
         }
     }
 
-    /// Other partitions, or none: what was read of the former ones is read again by whoever has
-    /// them now.
+    /// Other partitions, or none: the new owners read again what was read of the former ones.
     fn assign(&mut self, partitions: Vec<i32>) {
         log::info!("topic {}: partitions {partitions:?} assigned", self.topic);
         self.lag.keep(&partitions);
@@ -269,14 +267,14 @@ impl Consumer {
         self.unverified.clear();
     }
 
-    /// Messages that follow the checkpoint; the one before it is looked at and left out.
+    /// Messages from the checkpoint on; the one before it is verified and dropped.
     fn part(&mut self, partition: i32, mut messages: Vec<Message>) -> Result<Option<Part>, Trouble> {
         if let Some(first) = messages.first()
             && let Some(checkpoint) = self.unverified.get(&partition)
         {
             let same = match checkpoint.last() {
                 Some(_) => checkpoint.is_after(first),
-                // None was recorded: there was none before this.
+                // Nothing recorded before the checkpoint.
                 None => first.offset >= checkpoint.next,
             };
             if !same {
@@ -289,8 +287,7 @@ impl Consumer {
         Ok((!messages.is_empty()).then_some(Part { partition, from, messages, upto: None }))
     }
 
-    /// No message is to be had before `upto`; of a partition that is not yet known to be the same, that
-    /// says nothing.
+    /// The log holds no message before `upto`; proves nothing for a partition that is not verified yet.
     fn passed(&self, partition: i32, upto: i64) -> Option<Part> {
         let from = self.checkpoints.get(&partition).map(|checkpoint| checkpoint.next);
         let known = self.unverified.get(&partition).is_none_or(|checkpoint| checkpoint.last().is_none());
@@ -311,8 +308,8 @@ impl Consumer {
         ))
     }
 
-    /// Posts the batch in hand, or its beginning. It stays there while the ledger is away, and is
-    /// posted by less: what was refused may have taken too long, or too much room.
+    /// Posts the batch in hand, or its beginning. The batch stays while the ledger is away, and later posts
+    /// are smaller: the refused one may have taken too long, or too much room.
     async fn post(&mut self) -> Result<Step, Trouble> {
         let Some(batch) = &mut self.batch else {
             return Ok(Step::Quiet);
@@ -322,7 +319,7 @@ impl Consumer {
         let size = some.size();
         let post = async { (self.ledger.post(&some).await, began.elapsed()) };
         let due = self.measured.is_none_or(|at| at.elapsed() >= LAG_EVERY);
-        // Kafka is asked meanwhile: behind what it fetches, the answer takes as long as a post.
+        // Queries Kafka concurrently: queued behind its fetches, the answer takes as long as a post.
         let extents = async { if due { Some(self.reader.extents().await) } else { None } };
         let ((posted, took), extents) = tokio::join!(biased; post, extents);
         drop(some);
@@ -355,15 +352,15 @@ impl Consumer {
         Ok(Step::Posted(posted))
     }
 
-    /// Waits before the next try, and stays a member of the group meanwhile: partitions may go to
-    /// somebody who can post.
+    /// Waits before a retry, and stays a member of the group: partitions may move to a consumer that can
+    /// post.
     async fn wait(&mut self) -> Result<(), StepError> {
         let until = Instant::now() + self.backoff;
         match self.reader.read(0, self.backoff).await.map_err(Trouble::from) {
             Ok(Read::Assigned(partitions)) => self.assign(partitions),
             Ok(Read::Quiet | Read::Passed(_))
             | Err(Trouble::Away(_) | Trouble::Moved | Trouble::Outside(_)) => sleep_until(until).await,
-            // Not asked for. They are not lost: it begins again where the ledger ends.
+            // Unrequested. Nothing is lost: it restarts from the ledger's checkpoints.
             Ok(Read::Messages(_)) => {
                 self.batch = None;
                 self.started = false;

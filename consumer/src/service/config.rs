@@ -1,6 +1,6 @@
 //! The settings of both programs: one struct, one documented field per variable.
 //!
-//! Both programs accept the whole table and leave alone what is not theirs.
+//! Each program accepts all of them and ignores those of the other.
 
 mod env_file;
 mod values;
@@ -21,11 +21,11 @@ use values::{address, as_meant, file, moment, origin, partitions, replicas, time
 /// Exit code for an operator's mistake (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
 
-/// Every variable is a flag too, except those that may carry a password.
+/// Every variable is also a flag, except those that may contain a password.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Settings")]
 pub struct Settings {
-    /// Address for buyers; `:3030` stands for all of this machine's
+    /// Address for buyers; `:3030` means all of this machine's
     #[arg(
         long,
         global = true,
@@ -58,15 +58,16 @@ pub struct Settings {
     )]
     pub consumer_ops_listen: SocketAddr,
 
-    /// Kafka topic that carries the sales; made when missing
+    /// Kafka topic for the sales; created when missing
     #[arg(long, global = true, env = "SECKILL_KAFKA_TOPIC", value_name = "NAME", default_value = "CAR_NUMBER", value_parser = topic)]
     pub kafka_topic: String,
 
-    /// Partitions of the topic, when it is made
+    /// Partitions of the topic, when created
     #[arg(long, global = true, env = "SECKILL_KAFKA_PARTITIONS", value_name = "N", default_value_t = 3, value_parser = partitions)]
     pub kafka_partitions: i32,
 
-    /// Replicas of the topic, when it is made [default: 3 where there are three brokers, else what the cluster is set to]
+    /// Replicas of the topic, when created [default: 3 with three brokers or more, else the cluster's
+    /// default]
     #[arg(long, global = true, env = "SECKILL_KAFKA_REPLICATION", value_name = "N", value_parser = replicas)]
     pub kafka_replication: Option<i32>,
 
@@ -74,20 +75,20 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_KAFKA_GROUP", value_name = "NAME", default_value = "seckill", value_parser = topic)]
     pub kafka_group: String,
 
-    /// The embedded world's file
+    /// The embedded SQLite file
     #[arg(long, global = true, env = "SECKILL_DATA", value_name = "FILE", default_value = "seckill.db", value_parser = file)]
     pub data: PathBuf,
 
-    /// Whether somebody named that file.
+    /// Whether the operator named that file.
     #[arg(skip)]
     pub data_named: bool,
 
-    /// Units a new embedded file starts with; an existing file is never refilled
+    /// Units in a new embedded file; an existing file is never refilled
     #[arg(long, global = true, env = "SECKILL_STOCK", value_name = "N", default_value_t = 1000, value_parser = units)]
     pub stock: u64,
 
-    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h 30m` from start: from each start anew, so that a
-    /// restart shuts a running sale for as long [default: open]
+    /// Opening time, RFC 3339, or `+30s`, `+5m`, `+1h 30m` from each start, so that a restart closes a
+    /// running sale for as long [default: open]
     #[arg(long, global = true, env = "SECKILL_OPENS_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub opens_at: Option<i64>,
 
@@ -95,7 +96,7 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_CLOSES_AT", value_name = "TIME", value_parser = moment, allow_hyphen_values = true)]
     pub closes_at: Option<i64>,
 
-    /// How long a node that was told to stop goes on serving, so that balancers notice: 5s, 500ms, 0
+    /// How long a stopping node keeps serving, so that load balancers notice: 5s, 500ms, 0
     #[arg(long, global = true, env = "SECKILL_DRAIN", value_name = "TIME", default_value = "5s", value_parser = time_span)]
     pub drain: Duration,
 
@@ -103,12 +104,12 @@ pub struct Settings {
     #[arg(long, global = true, env = "SECKILL_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
     pub allowed_origins: Vec<String>,
 
-    /// The addresses of the servers world; they may carry passwords, so they are no flags.
+    /// Server addresses; no flags, since they may contain passwords.
     #[command(flatten)]
     pub secrets: Secrets,
 }
 
-/// What comes from the environment, `.env` or a file named by `…_FILE` only.
+/// Settings read only from the environment, `.env` or a file named by `…_FILE`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Secrets {
     /// `SECKILL_REDIS_URL`
@@ -123,12 +124,12 @@ pub struct Secrets {
     /// `SECKILL_KAFKA_OPTIONS`: librdkafka `key=value,…`
     #[arg(skip)]
     pub kafka_options: Option<Secret>,
-    /// `SECKILL_KEY`: what this shop's order ids are made with
+    /// `SECKILL_KEY`: the key for this shop's order ids
     #[arg(skip)]
     pub key: Option<Secret>,
 }
 
-/// The variables of [`Secrets`] with what they are for, as `--help` and the README show them.
+/// The variables of [`Secrets`] with their descriptions, as in `--help` and the README.
 pub const SECRETS: [(&str, &str); 5] = [
     ("SECKILL_REDIS_URL", "Redis, as redis://[user:password@]host:port/db (TLS: rediss://)"),
     ("SECKILL_KAFKA_BROKERS", "Kafka, as host:port,host:port"),
@@ -137,7 +138,7 @@ pub const SECRETS: [(&str, &str); 5] = [
     ("SECKILL_KEY", "for order ids: 32 hex digits, all nodes' alike (openssl rand -hex 16)"),
 ];
 
-/// What `--help` says below the flags.
+/// The `--help` text below the flags.
 pub const AFTER_HELP: &str = "\
 Environment only (also from .env; NAME_FILE names a file that holds the value):
   SECKILL_REDIS_URL      Redis, as redis://[user:password@]host:port/db (TLS: rediss://)
@@ -149,7 +150,7 @@ Environment only (also from .env; NAME_FILE names a file that holds the value):
 With the three addresses the sale runs on servers, with none of them in one file.
 Logs go to stderr; RUST_LOG sets how much (default: info).";
 
-/// A value that never shows in logs or errors.
+/// A value that logs and errors never show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -160,7 +161,7 @@ impl Secret {
         Self(value.into())
     }
 
-    /// The value itself, for the one who connects with it.
+    /// The value itself, for connecting.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -173,7 +174,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A setting that cannot be used: what, where, and what to do, in one line.
+/// An invalid setting: what, where, and what to do, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
@@ -205,7 +206,7 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
     }
     let file = format!("{name}_FILE");
     let Some(path) = set(&file)? else { return Ok(None) };
-    // The secret itself, where a file's name should stand.
+    // A secret in place of a file name.
     let hex = path.len() == 32 && path.bytes().all(|byte| byte.is_ascii_hexdigit());
     let shown = if hex || path.contains([':', '=', '@']) { "…" } else { &path };
     let value = std::fs::read_to_string(&path).map_err(|error| {
@@ -217,14 +218,14 @@ fn secret(name: &str) -> Result<Option<Secret>, ConfigError> {
     }
 }
 
-/// Reads `.env` (if there is one), then the command line and the environment, then the secrets.
-/// On a mistake, or after `--help`, returns the exit code; the message was printed.
+/// Reads `.env` (if it exists), then the command line and the environment, then the secrets. On a mistake, or
+/// after `--help`, prints the message and returns the exit code.
 ///
 /// # Errors
 /// [`EXIT_USAGE`] for a mistake, success for `--help` and `--version`.
 pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, ExitCode> {
     env_file::read().map_err(|why| usage(&format!(".env: {why}")))?;
-    // A variable that is empty counts as unset.
+    // An empty variable counts as unset.
     let set = |argument: &clap::Arg| {
         let value = argument.get_env().and_then(std::env::var_os);
         value.is_none_or(|value| value.to_str().is_none_or(|value| !as_meant(value).is_empty()))
@@ -233,7 +234,7 @@ pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, Exit
         P::command().mut_args(|argument| if set(&argument) { argument } else { argument.env(None::<&str>) });
     let parsed = command.try_get_matches().and_then(|matches| {
         let parsed = P::from_arg_matches(&matches)?;
-        // Before a command's name or after it.
+        // Before or after a subcommand's name.
         let matches = matches.subcommand().map_or(&matches, |(_, matches)| matches);
         Ok((parsed, matches.value_source("data") != Some(ValueSource::DefaultValue)))
     });
@@ -250,10 +251,9 @@ pub fn parse<P: Parser>(settings: fn(&mut P) -> &mut Settings) -> Result<P, Exit
     Ok(parsed)
 }
 
-/// Sends the log to stderr: ours from `info` on, the libraries' from `warn` on (sqlx's own
-/// from `error` on: it warns of waiting, which is ours to tell; actix's HTTP not at
-/// all: it writes a line for every malformed request), unless `RUST_LOG`
-/// says otherwise.
+/// Logs to stderr: our lines from `info` on, the libraries' from `warn` on, unless `RUST_LOG` says otherwise.
+/// sqlx from `error` on: it warns of waits, which we report; actix's HTTP off: it logs every malformed
+/// request.
 pub fn log_to_stderr() {
     let quiet = "info,librdkafka=warn,rdkafka=warn,sqlx=error,actix_server=warn,actix_http=off";
     let asked = std::env::var("RUST_LOG").map(|asked| as_meant(&asked).to_owned()).unwrap_or_default();
@@ -266,12 +266,12 @@ pub fn log_to_stderr() {
             writeln!(to, "[{at} {style}{level:<5}{style:#} {}] {said}", record.target())
         })
         .try_init();
-    // A second logger in one process, as tests may have, changes nothing.
+    // Tests may install a second logger in one process: ignored.
     drop(started);
 }
 
-/// What may come from elsewhere, a client, a broker or an operator's key, as a part of one line:
-/// it can neither begin another nor steer a terminal.
+/// External text (from a client, a broker or an operator's key) as part of one line: it can neither start a
+/// new line nor control a terminal.
 #[must_use]
 pub fn one_line_of(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
@@ -286,7 +286,7 @@ pub fn one_line_of(text: &str) -> String {
     line
 }
 
-/// Every variable with its default, for the test that holds the documents to it.
+/// Every variable with its default, for the test that compares the documents with it.
 #[must_use]
 pub fn table() -> Vec<(String, Option<String>)> {
     let command = Settings::augment_args(clap::Command::new("settings"));
@@ -297,7 +297,7 @@ pub fn table() -> Vec<(String, Option<String>)> {
     flags.chain(SECRETS.iter().map(|(name, _)| ((*name).to_owned(), None))).collect()
 }
 
-/// Prints an operator's mistake and gives its exit code.
+/// Prints an operator's mistake and returns its exit code.
 #[allow(clippy::print_stderr, reason = "before the logger, and the one line a person sees")]
 #[must_use]
 pub fn usage(message: &str) -> ExitCode {
@@ -305,7 +305,7 @@ pub fn usage(message: &str) -> ExitCode {
     ExitCode::from(EXIT_USAGE)
 }
 
-/// Prints why the program cannot run and gives its exit code.
+/// Prints why the program cannot run and returns its exit code.
 #[allow(clippy::print_stderr, reason = "the one line a person sees")]
 #[must_use]
 pub fn failure(message: &dyn std::fmt::Display) -> ExitCode {
@@ -313,7 +313,7 @@ pub fn failure(message: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// clap's message in one line, with the variable's name where the value may come from it.
+/// clap's message in one line, naming the variable if the value may come from it.
 fn one_line<P: Parser>(error: &clap::Error) -> String {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
@@ -373,13 +373,13 @@ mod tests {
         assert!(line.starts_with("--opens-at=-5m: give a time such as "), "{line}");
     }
 
-    /// What the flag or the variable makes of a value.
+    /// The setting that a flag or variable value yields.
     fn given(flag: &str, value: &str) -> Result<Settings, String> {
         let arguments = ["seed", "1", &format!("--{flag}={value}")].map(str::to_owned);
         Seed::try_parse_from(arguments).map(|seed| seed.settings).map_err(|error| one_line::<Seed>(&error))
     }
 
-    /// Every setting, with what people type.
+    /// Every setting, with typical input.
     #[test]
     fn what_people_type() {
         let accepted: [(&str, &[&str]); 11] = [

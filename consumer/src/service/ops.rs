@@ -1,4 +1,4 @@
-//! What ops ask of either program: `/livez`, `/readyz`, `/metrics`, and where there is one, `/openapi.json`.
+//! Ops endpoints of both programs: `/livez`, `/readyz`, `/metrics`, and optionally `/openapi.json`.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -14,31 +14,30 @@ use serde_json::json;
 
 use crate::service::web::{Capacity, within_limits};
 
-/// One scraper and one probe need no more, and some people who look. Who holds a connection for
-/// long must not keep the next probe out.
+/// Enough for one scraper, one probe and a few people. Long-lived connections must not block the next probe.
 const CAPACITY: Capacity = Capacity { workers: 1, connections: 100, shutdown_s: 1, newest_first: true };
 
-/// What can be done with everything here.
+/// The methods of every path here.
 const ALLOW: &str = "GET, HEAD, OPTIONS";
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Says whether the program can do its work now; if not, why.
+/// Whether the program is ready; if not, why.
 pub type Ready = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 struct Ops {
     registry: Registry,
-    /// What `/readyz` says, as a metric.
+    /// The `/readyz` state, as a metric.
     readiness: IntGauge,
     ready: Ready,
-    /// What the program's clients can ask, as OpenAPI.
+    /// The API of the program's clients, as OpenAPI.
     contract: Option<String>,
 }
 
-/// Serves them on `listener`; the server runs when it is awaited or spawned.
+/// Serves the endpoints on `listener`; the server runs when awaited or spawned.
 ///
 /// # Errors
-/// When the listener cannot be used, or the registry has a metric of this name.
+/// When the listener is unusable, or the registry has a metric of this name.
 pub fn serve(
     listener: TcpListener,
     registry: Registry,
@@ -50,7 +49,7 @@ pub fn serve(
         registry.register(Box::new(readiness.clone())).map(|()| readiness)
     };
     let readiness = register().map_err(std::io::Error::other)?;
-    // What every scrape is expected to have; it cannot be had elsewhere.
+    // The standard process metrics; available on Linux only.
     #[cfg(target_os = "linux")]
     drop(registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self())));
     let ops = web::Data::new(Ops { registry, readiness, ready, contract });
@@ -85,7 +84,7 @@ async fn limited(request: ServiceRequest, next: Next<BoxBody>) -> Result<Service
     }
 }
 
-/// A path that says what can be done with it.
+/// A path that reports its allowed methods.
 fn resource(path: &str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(async |request: HttpRequest| {
         let mut answer = if request.method() == Method::OPTIONS {
@@ -102,7 +101,7 @@ fn problem(status: StatusCode) -> HttpResponse {
     HttpResponse::build(status).content_type("application/problem+json; charset=utf-8").body(words(status))
 }
 
-/// The body of a problem (RFC 9457).
+/// A problem body (RFC 9457).
 fn words(status: StatusCode) -> String {
     json!({ "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16() })
         .to_string()

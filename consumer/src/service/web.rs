@@ -1,7 +1,7 @@
-//! How both programs serve HTTP: with a limit on everything that a client can make them hold.
+//! The HTTP server of both programs, with limits against slow-loris clients and oversized requests.
 //!
-//! The library knows a time limit for a connection's first head only. `patient` adds the rest:
-//! whatever a client sends slowly, never ends, or does not read, its connection is closed.
+//! The library only limits the time of a connection's first head. `patient` adds the rest: it closes the
+//! connection of a client that sends slowly, never ends, or does not read.
 
 mod guests;
 mod head;
@@ -27,42 +27,42 @@ use guests::Guests;
 use patient::Patient;
 use tokio::time::timeout;
 
-/// A connection's first head must be there within this time, however its bytes arrive.
+/// Timeout of a connection's first head, however its bytes arrive.
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 
-/// And a body within this one, which is time for a bad line.
+/// Timeout of a body, enough for a bad line.
 const BODY_WITHIN: Duration = Duration::from_secs(5);
 
-/// An idle connection is kept so long: a page polls every second.
+/// Keep-alive of an idle connection: a page polls every second.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// What an answered client still sends is thrown away for so long, so that it sees the answer.
+/// How long input after an answer is discarded, so that the client sees the answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Bytes of a request's line and headers; browsers stay below 2 KiB. What is longer and still
-/// not complete at 128 KiB is refused by the library, and so are more than 96 headers.
+/// Bytes of a request's line and headers; browsers stay below 2 KiB. The library refuses heads incomplete at
+/// 128 KiB, and more than 96 headers.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Bytes of a body: nobody needs any, and clients send small ones out of habit.
+/// Bytes of a body: none is needed, but clients send small ones out of habit.
 const MAX_BODY: usize = 4 * 1024;
 
-/// What a server may take.
+/// The capacity of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Capacity {
     /// Threads.
     pub workers: usize,
-    /// Open connections on all of them together; more wait to be accepted.
+    /// Open connections on all threads together; more wait to be accepted.
     pub connections: usize,
-    /// How long a shut-down waits for requests in flight, in seconds.
+    /// How long a shutdown waits for requests in flight, in seconds.
     pub shutdown_s: u64,
-    /// More do not wait: the oldest connection is closed for a new one.
+    /// Excess connections do not wait: the oldest one is closed for a new one.
     pub newest_first: bool,
 }
 
-/// Raises the limit of open files as far as it goes, and says how far that is.
+/// Raises the limit of open files as far as possible and returns it.
 ///
 /// # Errors
-/// When `needed` are not to be had: why, and what to do.
+/// When it stays below `needed`: why, and what to do.
 pub fn open_files(needed: u64) -> Result<u64, String> {
     let limit = rlimit::increase_nofile_limit(u64::MAX)
         .or_else(|_| rlimit::Resource::NOFILE.get_soft())
@@ -76,14 +76,13 @@ pub fn open_files(needed: u64) -> Result<u64, String> {
     Ok(limit)
 }
 
-/// What is said to somebody whose bytes the library refuses: the body of a problem (RFC 9457), for its
-/// status.
+/// The answer to a request that the library refuses: the body of a problem (RFC 9457), by status.
 pub type Refuse = Arc<dyn Fn(StatusCode) -> String + Send + Sync>;
 
-/// Serves what `app` makes on `listener`; the server runs when it is awaited or spawned.
+/// Serves `app` on `listener`; the server runs when awaited or spawned.
 ///
 /// # Errors
-/// When the listener cannot be used.
+/// When the listener is unusable.
 pub fn serve<F, I, S, B>(
     listener: TcpListener,
     capacity: Capacity,
@@ -103,10 +102,10 @@ where
     let each = (connections / workers).max(1);
     let server = Server::build()
         .workers(workers)
-        // With room for those that are about to be closed.
+        // Leaves room for connections that are closing.
         .max_concurrent_connections(if newest_first { each * 2 } else { each })
         .shutdown_timeout(shutdown_s)
-        // For the program to handle.
+        // The program handles them.
         .disable_signals();
     let stopping = server.graceful_shutdown_signal();
     let server = server.listen("http", listener, move || {
@@ -135,7 +134,7 @@ where
     Ok(server.run())
 }
 
-/// Reads the body to its end, within the limits: an unread one would end the connection.
+/// Reads the whole body, within the limits: an unread one would close the connection.
 ///
 /// # Errors
 /// The request, and the status to refuse it with.
@@ -167,7 +166,21 @@ pub async fn within_limits(
     }
 }
 
-/// Whether a head is no longer than a head may be.
+/// Whether a request has no body, and a head that [`fits`]; in one pass.
+#[must_use]
+pub fn is_plain(headers: &HeaderMap, uri: &Uri) -> bool {
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let mut head = target;
+    for (name, value) in headers {
+        if *name == TRANSFER_ENCODING || (*name == CONTENT_LENGTH && value != "0") {
+            return false;
+        }
+        head += name.as_str().len() + value.len();
+    }
+    head <= MAX_HEAD
+}
+
+/// Whether a head is within the limit.
 #[must_use]
 pub fn fits(headers: &HeaderMap, uri: &Uri) -> bool {
     let target = uri.path_and_query().map_or(0, |target| target.as_str().len());

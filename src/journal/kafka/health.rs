@@ -1,4 +1,4 @@
-//! Whether Kafka takes what it is given, as librdkafka's threads tell.
+//! Readiness of Kafka, as reported by librdkafka's threads.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,29 +15,29 @@ use rdkafka::producer::{NoCustomPartitioner, ProducerContext};
 use crate::journal::{Delivery, Receipt};
 use crate::sale::times::DELIVERY_DEADLINE;
 
-/// Sales waiting for acknowledgement this long without a single one coming: Kafka is away.
+/// Sales waiting for acknowledgement this long without a single one arriving: Kafka is away.
 const STALLED_AFTER: Duration = Duration::from_millis(800);
 
-/// Whether Kafka takes what it is given; written by librdkafka's threads.
+/// Whether Kafka accepts sales; written by librdkafka's threads.
 pub(super) struct Health {
-    /// The topic was found or made.
+    /// The topic was found or created.
     pub(super) topic: AtomicBool,
-    /// Its partitions, as the last probe found them; 0 before the first.
+    /// Its partitions at the last probe; 0 before the first.
     pub(super) partitions: AtomicU32,
     /// The last probe was answered, and no connection was reported lost since.
     pub(super) reachable: AtomicBool,
     /// Why not.
     pub(super) away: Mutex<String>,
-    /// The pace of the producer in use: what became of a former one's sales is not waited for.
+    /// The current producer's progress: a former one's sales are not waited for.
     pub(super) pace: ArcSwap<Pace>,
     /// A delivery failed, and none was acknowledged since.
     pub(super) refusing: AtomicBool,
     pub(super) refused: Mutex<Option<Refused>>,
-    /// The last trouble that librdkafka told of, until something is acknowledged.
+    /// The last error from librdkafka, until something is acknowledged.
     pub(super) trouble: Mutex<Option<String>>,
 }
 
-/// How a producer gets on.
+/// A producer's progress.
 pub(super) struct Pace {
     pub(super) started: Instant,
     pub(super) waiting: AtomicI64,
@@ -45,8 +45,8 @@ pub(super) struct Pace {
     pub(super) progress_ms: AtomicU64,
 }
 
-/// A sale that was refused. It stands in the outbox, and being recorded twice does no harm: offered
-/// again and again, it tells when Kafka takes sales.
+/// A failed sale. It is in the outbox, and its append is idempotent: retrying it again and again shows when
+/// Kafka accepts sales.
 #[derive(Clone)]
 pub(super) struct Refused {
     pub(super) why: String,
@@ -54,7 +54,7 @@ pub(super) struct Refused {
     pub(super) value: Vec<u8>,
 }
 
-/// What librdkafka carries with a message and hands back with its acknowledgement.
+/// The opaque that librdkafka carries with a message and returns with its delivery report.
 pub(super) struct Slip {
     pub(super) receipt: Arc<Receipt>,
     pub(super) index: usize,
@@ -71,7 +71,7 @@ impl Slip {
     }
 }
 
-/// What nobody leaves half changed can be used after a panic.
+/// Ignores poisoning: these values are never left half changed.
 pub(super) trait Locked<T> {
     fn locked(&self) -> MutexGuard<'_, T>;
 }
@@ -88,11 +88,10 @@ impl Health {
         self.reachable.store(false, Ordering::Release);
     }
 
-    /// A sale was not acknowledged, and will not be. Whatever the reason: until one is, nobody knows of
-    /// any that would be.
+    /// A sale failed for good. Whatever the reason: until one is acknowledged, assume that others fail too.
     pub(super) fn refuse(&self, error: &KafkaError, key: &[u8], value: &[u8]) {
         let why = match error.rdkafka_error_code() {
-            // What led to it says more.
+            // The underlying error says more.
             Some(
                 RDKafkaErrorCode::MessageTimedOut
                 | RDKafkaErrorCode::OperationTimedOut
@@ -107,12 +106,12 @@ impl Health {
             None => error.to_string(),
         };
         let mut refused = self.refused.locked();
-        // Said once; the first reason led to the others.
+        // Keeps the first reason: it led to the others.
         refused.get_or_insert_with(|| Refused { why, key: key.to_vec(), value: value.to_vec() });
         self.refusing.store(true, Ordering::Release);
     }
 
-    /// Nobody acknowledges, and too few replicas are in sync: that is why.
+    /// Nothing is acknowledged, and too few replicas are in sync: that is why.
     pub(super) fn note_short(&self, short: Option<String>) {
         if let (Some(refused), Some(short)) = (&mut *self.refused.locked(), short)
             && !refused.why.contains(&short)
@@ -171,7 +170,7 @@ impl ClientContext for Acknowledger {
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // One line per change of state is the watcher's; the library repeats itself.
+        // The watch logs one line per state change; the library repeats itself.
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 log::error!("librdkafka: {facility} {message}");
@@ -185,8 +184,8 @@ impl ProducerContext<NoCustomPartitioner> for Acknowledger {
     type DeliveryOpaque = Box<Slip>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, slip: Box<Slip>) {
-        // Every delivery error is ambiguous by nature. That nothing waits any more is noted last: who is
-        // asked between must not find all well.
+        // Every delivery error is ambiguous. The waiting count drops last: a readiness check in between must
+        // not find all well.
         match result {
             Ok(_) => {
                 self.health.accepted();

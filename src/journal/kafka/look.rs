@@ -1,14 +1,14 @@
-//! What a topic looks like, as a broker's metadata tell.
+//! A topic's state, from a broker's metadata.
 
 use consumer::kafka::NO_RIGHT;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::Metadata;
 
-/// What a topic looks like.
+/// A topic's state.
 pub(super) enum Look {
     Usable {
         partitions: u32,
-        /// A partition with fewer replicas in sync than it should have, in words.
+        /// A partition with fewer in-sync replicas than required, in words.
         short: Option<String>,
     },
     Missing,

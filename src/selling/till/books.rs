@@ -1,5 +1,4 @@
-//! What a till knows beside the stock: batches on their way into the journal, and whether the stock is
-//! to be believed.
+//! The till's in-flight state: batches on their way into the journal, and whether this node trusts the stock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,30 +17,30 @@ use crate::stock::{Known, Outcome, Reply};
 /// Acknowledged batches a node remembers, to say `accepted` before the ledger has them.
 const REMEMBERED: usize = 64;
 
-/// Why a node shuts a sale itself.
+/// Why a node itself shuts a sale.
 const BEHIND: &str = "shut: its data went back behind what this node sold";
 
-/// What is on its way into the journal, and what has arrived.
+/// Batches in flight to the journal, and those acknowledged.
 #[derive(Default)]
 pub(super) struct Books {
     /// The number of the call whose reply the level shows.
     pub(super) shown: u64,
-    /// Batches being appended, and those appended that the stock was not told of.
+    /// Batches being appended, and appended ones not yet settled in the stock.
     pub(super) flights: BTreeMap<Uuid, Arc<Flight>>,
-    /// Acknowledged; told to the stock with the next call, kept until a reply confirms it.
+    /// Acknowledged; sent to the stock with the next call, kept until a reply confirms it.
     pub(super) settled: Vec<Uuid>,
     /// Acknowledged in time, and settled.
     pub(super) remembered: VecDeque<Arc<Batch>>,
-    /// The furthest that the stock's books were seen.
+    /// High-water mark of the stock's books.
     pub(super) mark: Mark,
-    /// Why this node does not believe the stock, though the stock believes itself.
+    /// Why this node distrusts the stock, though the stock itself reports no doubt.
     pub(super) doubt: Option<Doubt>,
-    /// The newest sale that the ledger knows.
+    /// The newest sale in the ledger.
     pub(super) newest: Option<Uuid>,
 }
 
-/// A doubt about the books of a sale, as they were at this term: it ends when they were held
-/// against the ledger, which raises the term, or when another sale begins.
+/// A doubt about a sale's books at this term: it ends when they are reconciled with the ledger, which raises
+/// the term, or when another sale begins.
 pub(super) struct Doubt {
     pub(super) why: Arc<str>,
     pub(super) epoch: Uuid,
@@ -52,17 +51,16 @@ pub(super) struct Doubt {
 pub(super) struct Flight {
     pub(super) batch: Arc<Batch>,
     pub(super) receipt: Arc<Receipt>,
-    /// When the stock was asked for what vouches for it; never, if it was found in an outbox.
+    /// When the stock call behind it was made; `None` if it was found in an outbox.
     pub(super) asked: Option<Instant>,
-    /// It was acknowledged while the stock's word still counted. What comes later may find the
-    /// books reopened without it: only the ledger can tell.
+    /// Acknowledged while the stock's reply still counted. After a later acknowledgement the books may have
+    /// been reopened without it: only the ledger can tell.
     pub(super) in_time: AtomicBool,
 }
 
 impl Books {
-    /// Holds a reply against what is known. When its data went back, or the sale is in doubt
-    /// otherwise, nothing of it counts: what it took is left in the outbox, for whoever holds the
-    /// books against the ledger, and its buyers hear that nobody knows yet.
+    /// Checks a reply against what is known. If the data went back, or the sale is in doubt otherwise, the
+    /// whole reply is void: what it took is left in the outbox for the recovery, and answered `pending`.
     pub(super) fn judge(&mut self, reply: &mut Reply) -> Option<Arc<str>> {
         let epoch = reply.epoch?;
         if self.mark.is_behind(epoch, reply.term, reply.serial) {
@@ -78,7 +76,7 @@ impl Books {
         Some(why)
     }
 
-    /// The stock knows now that these were acknowledged.
+    /// The stock has settled these.
     pub(super) fn forget(&mut self, settled: &[Uuid]) {
         self.settled.retain(|batch| !settled.contains(batch));
         for batch in settled {
@@ -92,12 +90,12 @@ impl Books {
 }
 
 impl Flight {
-    /// Whether what was acknowledged of it by now was so in time.
+    /// Whether what is acknowledged of it by now was so in time.
     pub(super) fn in_time(&self) -> bool {
         self.in_time.load(Ordering::Acquire) || self.asked.is_some_and(|asked| elapsed(asked) <= TELL_WITHIN)
     }
 
-    /// What the buyer of the sale at `index` is told.
+    /// The answer for the sale at `index`.
     pub(super) fn told(&self, index: usize) -> Purchase {
         let sale = &self.batch.attempts[index];
         match self.receipt.of(index) {

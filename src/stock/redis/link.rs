@@ -1,4 +1,4 @@
-//! The connections to one Redis: made when they are needed, thrown away when they may be dead.
+//! Connection pool of one Redis: connects on demand, discards connections that may be dead.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,29 +14,29 @@ use super::words;
 use crate::sale::times::{CONNECT_WITHIN, FORGOTTEN_AFTER, REPLY_WITHIN};
 use crate::stock::StockError;
 
-/// How often a silent Redis is asked whether it is back.
+/// How often an unresponsive Redis is probed.
 const PROBE_EVERY: Duration = Duration::from_millis(100);
-/// A call in flight needs one, and so do the outbox scan, probes and operators' commands.
+/// Shared by a call in flight, the outbox scan, probes and operators' commands.
 const MAX_CONNECTIONS: usize = 16;
-/// A connection that was not used for so long is closed: a server's `timeout` (1 s at least) or a
-/// NAT may have ended it without a word, and a take sent on it would be lost.
+/// Idle connections are closed after this: a server's `timeout` (1 s at least) or a NAT may have dropped one
+/// silently, and a take sent on it would be lost.
 const IDLE_WITHIN: Duration = Duration::from_millis(900);
 
-/// The connections; a clone is the same.
+/// The pool; clones share it.
 #[derive(Clone)]
 pub(super) struct Link(Arc<Inner>);
 
 struct Inner {
     pool: Pool,
-    /// One for each connection: whoever has it finds one idle, or makes one.
+    /// One per connection: a holder takes an idle one, or connects.
     permits: Semaphore,
-    /// Connections that were just used: the pool would ask each with a `PING` before handing it out.
+    /// Recently used connections: the pool would send each a `PING` before handing it out.
     idle: Mutex<Vec<Idle>>,
-    /// Raised when connections made before are not to be used any more.
+    /// Raised to retire all earlier connections.
     generation: AtomicU64,
-    /// While Redis does not answer, nothing that changes anything is sent.
+    /// While Redis does not answer, only probes are sent.
     silent: AtomicBool,
-    /// Why it did not answer when it was asked last.
+    /// Why the last call got no answer.
     reason: Mutex<String>,
 }
 
@@ -47,7 +47,7 @@ struct Idle {
 }
 
 impl Link {
-    /// Prepares to speak to the Redis at `url`; connects when first asked.
+    /// Creates a client of the Redis at `url`; connects on first use.
     ///
     /// # Errors
     /// When the URL cannot be used; the message does not contain it.
@@ -55,7 +55,7 @@ impl Link {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_WITHIN))
             .set_response_timeout(Some(REPLY_WITHIN));
-        // A question that was given up must not arrive when the network is mended.
+        // A call that timed out must not arrive once the network recovers.
         let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(FORGOTTEN_AFTER);
         let manager = url
             .into_connection_info()
@@ -79,7 +79,7 @@ impl Link {
         })))
     }
 
-    /// One question: a connection, the question once, the connection back.
+    /// One call: takes a connection, sends once, returns the connection.
     ///
     /// Never retried, here or in the client: after a timeout it may have run.
     pub(super) async fn ask(
@@ -105,7 +105,7 @@ impl Link {
             }
             Err(error) => match error.kind() {
                 ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                    // A master no longer: by its name another may be found.
+                    // Demoted master: reconnecting by name may find the new one.
                     close(connection);
                     self.close_all();
                     Err(StockError::Refused(words(&error)))
@@ -115,7 +115,7 @@ impl Link {
                     Err(StockError::Refused(words(&error)))
                 }
                 _ => {
-                    // An answer may still come on it.
+                    // A late answer may still arrive on it.
                     close(connection);
                     self.close_all();
                     if error.is_timeout() {
@@ -127,7 +127,7 @@ impl Link {
         }
     }
 
-    /// The server's names for the connections that lie idle.
+    /// The server's ids of the idle connections.
     #[cfg(test)]
     pub(super) async fn ids(&self) -> Vec<String> {
         let idle = std::mem::take(&mut *self.idle());
@@ -147,7 +147,7 @@ impl Link {
         self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that was used a moment ago.
+    /// A recently used connection.
     fn recent(&self) -> Option<Connection> {
         let mut idle = self.idle();
         let last = idle.pop()?;
@@ -155,7 +155,7 @@ impl Link {
         if current && last.since.elapsed() < IDLE_WITHIN {
             return Some(last.connection);
         }
-        // What lies below it was used even longer ago.
+        // Those below it are older still.
         let old = std::mem::take(&mut *idle);
         drop(idle);
         old.into_iter().chain([last]).for_each(|old| close(old.connection));
@@ -170,14 +170,14 @@ impl Link {
         }
     }
 
-    /// Throws every connection away: the next question makes one, by the server's name.
+    /// Closes every connection: the next call reconnects by the server's name.
     fn close_all(&self) {
         self.0.generation.fetch_add(1, Ordering::AcqRel);
         let old = std::mem::take(&mut *self.idle());
         old.into_iter().for_each(|old| close(old.connection));
     }
 
-    /// From now on nothing is asked, until a `PING` is answered.
+    /// Sends nothing more until a `PING` is answered.
     fn fall_silent(&self) {
         if self.0.silent.swap(true, Ordering::AcqRel) {
             return;
@@ -205,13 +205,13 @@ impl Link {
         close(connection);
         match answer {
             Err(error) if !matches!(error.kind(), ErrorKind::Server(_)) => Err(words(&error)),
-            // An error reply (loading its file, say) is an answer.
+            // An error reply (still loading its file, say) is an answer.
             Ok(()) | Err(_) => Ok(()),
         }
     }
 }
 
-/// Not back to the pool, which would keep it.
+/// Closes it instead of returning it to the pool.
 fn close(connection: Connection) {
     drop(Connection::take(connection));
 }

@@ -1,13 +1,13 @@
-//! What Redis must be set to, so that what was told stays told.
+//! Required Redis settings: without them a reported sale may be lost.
 
 use std::collections::HashMap;
 
-/// The settings that matter, each asked for by name: `CONFIG GET` takes one pattern before Redis 7.
+/// The settings checked, one query each: `CONFIG GET` takes one pattern before Redis 7.
 pub(super) const ASKED: [&str; 4] =
     ["appendonly", "appendfsync", "maxmemory-policy", "min-replicas-to-write"];
 
-/// What is wrong with these settings, each with the remedy. A setting that this Redis does not have
-/// is not judged.
+/// What is wrong with these settings, each with the remedy. A setting this Redis does not have is not
+/// checked.
 pub(super) fn broken(settings: &HashMap<String, String>, replicas: u64) -> Vec<String> {
     let is = |name: &str, wanted: &str| settings.get(name).is_none_or(|value| value == wanted);
     let mut broken = Vec::new();
@@ -35,7 +35,7 @@ pub(super) fn broken(settings: &HashMap<String, String>, replicas: u64) -> Vec<S
     broken
 }
 
-/// What is said of a server that does not tell its settings, as many that are managed do not.
+/// The finding for a server that hides its settings, as many managed ones do.
 pub(super) fn not_told(why: &str) -> String {
     format!(
         "its settings cannot be asked for ({why}); see to it that they are appendonly yes, appendfsync always, maxmemory-policy noeviction and, with replicas, min-replicas-to-write 1"

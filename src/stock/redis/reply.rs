@@ -1,11 +1,11 @@
-//! What the scripts return, in the words of the trait.
+//! Parses the scripts' replies into the trait's types.
 
 use redis::{FromRedisValue, Value};
 
 use crate::sale::{Attempt, Batch, Item};
 use crate::stock::{Book, Call, Known, Outcome, Reply};
 
-/// `serial left seeded`, as seed.lua writes it.
+/// Parses `serial left seeded`, as seed.lua writes it.
 pub(super) fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
     let mut numbers =
         book.split(' ').map(|number| whole(number).and_then(|number| u64::try_from(number).ok()));
@@ -21,7 +21,7 @@ pub(super) fn earlier_book(epoch: &str, book: &str) -> Option<Book> {
     })
 }
 
-/// A number as the scripts read it: written plainly, and exact in Lua.
+/// Parses a number as the scripts do: plain digits, and exact in Lua.
 pub(super) fn whole(text: &str) -> Option<i64> {
     const MAX: i64 = (1 << 53) - 1;
     text.parse().ok().filter(|number: &i64| (-MAX..=MAX).contains(number) && number.to_string() == text)
@@ -31,7 +31,7 @@ pub(super) fn not_negative(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 
-/// What take.lua says is left when the sale is shut.
+/// What take.lua returns as left when the sale is shut.
 pub(super) const SHUT: i64 = -2;
 
 /// What take.lua returns.
@@ -80,7 +80,7 @@ impl Answer {
         let outcomes: Vec<Outcome> =
             self.outcomes.iter().map(|outcome| self.named_outcome(outcome, call)).collect();
         for (attempt, outcome) in named.iter().zip(&outcomes) {
-            // A name that comes twice in a batch takes once.
+            // A name repeated in a batch takes once.
             if *outcome == Outcome::Taken(winners.len()) {
                 winners.push((*attempt).clone());
             }
@@ -141,7 +141,7 @@ impl Answer {
         }
     }
 
-    /// `n` taken as the n-th, 0: none; `o…` and `k…` known, in the outbox or not.
+    /// `n`: taken as the n-th, 0: none; `o…` and `k…`: known, in the outbox or not.
     fn named_outcome(&self, outcome: &Value, call: &Call) -> Outcome {
         let known = |open, record: &str| {
             let mut fields = record.split(' ');

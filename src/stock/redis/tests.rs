@@ -1,4 +1,4 @@
-//! What the stock in Redis does beyond the contract.
+//! The Redis stock beyond the contract.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::stock::Anew;
 use crate::stock::Outcome;
 use crate::stock::contract::{call, keeps_the_contract};
 
-/// A stock on the tests' Redis, and an item that nobody has used.
+/// A stock on the tests' Redis, and an unused item.
 fn stock() -> (RedisStock, Item) {
     let url = std::env::var("SECKILL_REDIS_URL")
         .expect("SECKILL_REDIS_URL: run `scripts/servers up` and `eval \"$(scripts/servers env)\"`");
@@ -78,12 +78,12 @@ fn is_of(claimed: &Option<Claimed>, id: Uuid) -> bool {
     claimed.as_ref().is_some_and(|claimed| claimed.by.id == id.to_string())
 }
 
-/// What a book says of another life of the data, as after a restart.
+/// Moves a book to another life of the data, as a restart does.
 async fn lives_anew(stock: &RedisStock, item: &Item) {
     by_hand(stock, &["HSET", &format!("{{{}}}:book", item.key()), "run", "another:life"]).await;
 }
 
-/// One at a time has a sale, an operator next; who does not renew loses it.
+/// One owner at a time, an operator next; an owner that does not renew loses the claim.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_sale_is_claimed_by_one_at_a_time() {
@@ -102,7 +102,7 @@ async fn a_sale_is_claimed_by_one_at_a_time() {
     assert_eq!((first.by.id.clone(), first.epoch, first.serial), (ids[0].to_string(), Some(epoch), 1));
     let second = claims(&stock, &item, ids[1], Claim::Reopen(None)).await.expect("another's");
     assert_eq!(second.by, first.by);
-    // Renewed, it is not who it was seen to be.
+    // Renewed: its beat no longer matches.
     assert!(is_of(&claims(&stock, &item, ids[0], Claim::Renew(first.life.clone())).await, ids[0]));
     assert_eq!(claims(&stock, &item, ids[0], Claim::Renew("another:life".into())).await, None);
     let stale = claims(&stock, &item, ids[1], Claim::Reopen(Some(second.by))).await.expect("another's");
@@ -113,13 +113,13 @@ async fn a_sale_is_claimed_by_one_at_a_time() {
     assert!(is_of(&claims(&stock, &item, ids[1], Claim::Reopen(None)).await, ids[2]));
     let mine = claims(&stock, &item, ids[2], Claim::Restore(None)).await.expect("claimed");
     assert!(is_of(&Some(mine.clone()), ids[2]));
-    // Whoever stands still is taken over.
+    // A stale owner is taken over.
     assert!(is_of(&claims(&stock, &item, ids[1], Claim::Reopen(Some(mine.by))).await, ids[1]));
     let late = Opening { id: ids[2], life: mine.life.clone(), term: 1, anew: None };
     assert!(!stock.open(&item, &late).await.expect("an answer"), "no longer its own");
     assert!(stock.seed(&item, 5, Uuid::now_v7()).await.is_err());
     assert!(stock.add(&item, 5).await.is_err(), "what is added now might be lost");
-    // Released to nobody it stays shut, and anybody may claim it.
+    // Released with none waiting, it stays shut and can be claimed.
     assert!(claims(&stock, &item, ids[1], Claim::Release).await.is_some());
     assert!(stock.take(&item, &call(&[None], true)).await.expect("an answer").shut);
     let last = claims(&stock, &item, ids[3], Claim::Reopen(None)).await.expect("claimed");
@@ -129,7 +129,7 @@ async fn a_sale_is_claimed_by_one_at_a_time() {
     assert_eq!((reply.term, reply.serial, reply.taken.map(|batch| batch.term)), (7, 2, Some(7)));
 }
 
-/// A doubt, and an operator, claim also what believes itself.
+/// A doubt, or an operator, can also claim an open and trusted sale.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_sale_that_believes_itself_is_claimed_in_doubt() {
@@ -142,7 +142,7 @@ async fn a_sale_that_believes_itself_is_claimed_in_doubt() {
     }
 }
 
-/// What nothing is known of is not shut for ever by who looked.
+/// A check of an unknown item does not leave it shut.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_claim_to_nothing_is_dropped() {
@@ -155,7 +155,7 @@ async fn a_claim_to_nothing_is_dropped() {
     assert_eq!(stock.take(&item, &call(&[None], true)).await.expect("taken").left, Some(4));
 }
 
-/// Made anew: counter, serial and winners; the sale it had before is kept with the earlier ones.
+/// A rebuild sets counter, serial and winners; the previous sale is kept with the earlier ones.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_book_is_made_anew() {
@@ -219,7 +219,7 @@ async fn counters_set_by_hand_are_found() {
     by_hand(&stock, &["SET", &odd, "9"]).await;
     assert!(stock.discover(None).await.expect("looked").contains(&odd));
     assert!(stock.items().await.expect("items").contains(&item));
-    // Step by step, on from where it was.
+    // Step by step, on from the cursor.
     let (stock, item) = self::stock();
     by_hand(&stock, &["SET", &item.key(), "9"]).await;
     let mut steps = 0;
@@ -249,7 +249,7 @@ async fn what_is_over_is_forgotten() {
     assert!(!stock.knows(&item).await.expect("an answer"));
 }
 
-/// A connection that the server ended while nobody looked costs nobody an answer.
+/// A connection that the server closed while idle costs no answer.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn idle_connections_that_were_ended_are_not_used() {
@@ -272,14 +272,14 @@ async fn idle_connections_that_were_ended_are_not_used() {
     assert!(crowd().await);
     let other = RedisStock::new(&std::env::var("SECKILL_REDIS_URL").expect("servers")).expect("a URL");
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    // As `timeout` does it, or a NAT that forgets.
+    // As a `timeout` does, or a NAT that drops state.
     for id in stock.link.ids().await {
         by_hand(&other, &["CLIENT", "KILL", "ID", &id]).await;
     }
     assert!(crowd().await, "made anew");
 }
 
-/// A master that was demoted is not asked again by its old connections.
+/// After a demotion the old connections are not used again.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_read_only_server_loses_its_connections() {
@@ -322,7 +322,7 @@ async fn the_books_know_what_operators_do_by_hand() {
     assert_eq!((book.seeded, book.left, book.serial), (7, 3, 4));
 }
 
-/// Checked before anything is written: nothing is taken, and the key is named.
+/// Keys are checked before any write: nothing is taken, and the error names the key.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_value_that_is_none_is_named_and_nothing_is_taken() {
@@ -357,7 +357,7 @@ async fn a_value_that_is_none_is_named_and_nothing_is_taken() {
     assert_eq!(well.left, Some(2));
 }
 
-/// A book that somebody has touched is not written to, and nothing panics on its numbers.
+/// A book edited by hand is not written to, and its numbers cause no panic.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn a_book_with_odd_values_sells_nothing() {
@@ -386,7 +386,7 @@ async fn a_book_with_odd_values_sells_nothing() {
     assert_eq!(stock.take(&item, &call(&[None], true)).await.expect("taken").left, Some(4));
 }
 
-/// A late or repeated seed brings no earlier sale to life.
+/// A late or repeated seed does not revive an earlier sale.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn an_epoch_is_never_begun_twice() {
@@ -400,7 +400,7 @@ async fn an_epoch_is_never_begun_twice() {
     assert_eq!((running.epoch, running.left), (Some(second), Some(5)));
 }
 
-/// More questions at once than connections: they take turns.
+/// More concurrent calls than connections: they take turns.
 #[tokio::test]
 #[ignore = "needs servers"]
 async fn many_at_once_share_the_connections() {

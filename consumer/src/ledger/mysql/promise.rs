@@ -1,8 +1,8 @@
-//! What the database must be set to, so that what is recorded stays recorded.
+//! The durability promise: the database settings that keep recorded sales.
 
 use super::LEAST_PACKET;
 
-/// What of a server's variables does not keep the promise; one that it does not have breaks nothing.
+/// The server variables that break the promise; a missing variable breaks nothing.
 pub(super) fn broken<'v>(value: impl Fn(&str) -> Option<&'v str>) -> Vec<String> {
     let lost = "a recorded sale can be lost with its offset when the server's machine fails";
     let logs = value("log_bin") == Some("ON");
@@ -31,7 +31,7 @@ pub(super) fn broken<'v>(value: impl Fn(&str) -> Option<&'v str>) -> Vec<String>
 mod tests {
     use super::*;
 
-    /// What a server is set to, and the names of those that break the promise then.
+    /// The names of the variables in `set` that break the promise.
     fn named(set: &[(&str, &str)]) -> Vec<String> {
         let broken = broken(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| *value));
         broken.iter().map(|broken| broken.split([' ', '=']).nth(3).unwrap_or_default().to_owned()).collect()

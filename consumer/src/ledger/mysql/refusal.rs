@@ -1,4 +1,4 @@
-//! What the database's refusals mean: whether waiting mends them, and what a person can do.
+//! Classification of MySQL and MariaDB errors: transient or permanent, and the remedy.
 
 use sqlx::migrate::MigrateError;
 use sqlx::mysql::MySqlDatabaseError;
@@ -22,30 +22,30 @@ pub(super) fn not_migrated(error: MigrateError) -> LedgerError {
 /// `ER_NO_SUCH_TABLE`
 pub(super) const NO_SUCH_TABLE: u16 = 1146;
 
-/// Access denied, to a database, a table, a column, or for want of a privilege.
+/// Access denied to a database, a table, a column, or for lack of a privilege.
 const DENIED: [u16; 4] = [1044, 1142, 1143, 1227];
 
-/// Errors that no waiting mends, once there is a connection: somebody must change the tables, the
-/// rights or the server, and start again. Whatever is not among them passes, also what nobody has
-/// heard of: the journal keeps what was sold.
+/// Errors that retrying does not fix once there is a connection: an operator must change the tables, the
+/// rights or the server, and restart. Any other error is transient, unknown ones included: the journal keeps
+/// the sales.
 const FOR_GOOD: [u16; 31] = [
     // A right is missing, also to a function.
     1044, 1142, 1143, 1227, 1370, //
-    // A column, a table or a function is missing; what has the table's name is none, or a view.
+    // A column, a table or a function is missing; the table's name is another object's, or a view's.
     1054, 1109, 1146, 1305, 1288, 1347, 1348, 1356, 1471, //
-    // A column of somebody else's wants a value, computes one of ours, or refers to another table.
+    // A foreign column has no default, computes one of ours, or references another table.
     1364, 1906, 3105, 1216, 1452, //
-    // A statement, a key, a row, an engine, a character set that this server does not know.
+    // A statement, a key, a row, an engine, a character set unknown to this server.
     1060, 1061, 1064, 1071, 1115, 1118, 1128, 1149, 1235, 1273, 1286, //
-    // Made by another engine than the transaction needs.
+    // Another engine than the transaction needs.
     1785,
 ];
 
-/// Errors of a value: cut short, malformed, null, or against a check. Others have a SQLSTATE
-/// of class 22, data exception.
+/// Value errors: truncated, malformed, null, or violating a check. Others have a SQLSTATE of class 22, data
+/// exception.
 const VALUE: [u16; 6] = [1048, 1265, 1300, 1366, 3819, 4025];
 
-/// What to do about a refusal, where the server's own words leave it open.
+/// Remedies for errors whose message does not name one.
 const REMEDIES: [(u16, &str); 7] = [
     (1044, "make the database, and grant this user all rights on it"),
     (1045, "after a change of the password start again with the new one"),
@@ -61,7 +61,7 @@ pub(super) fn number(error: &sqlx::Error) -> Option<u16> {
     Some(database.number())
 }
 
-/// The server's words, with what to do.
+/// The server's message, with the remedy.
 pub(super) fn words(error: &sqlx::Error) -> String {
     let remedy = REMEDIES.iter().find(|(known, _)| number(error) == Some(*known));
     remedy.map_or_else(|| error.to_string(), |(_, remedy)| format!("{error}; {remedy}"))
@@ -70,7 +70,7 @@ pub(super) fn words(error: &sqlx::Error) -> String {
 pub(super) fn failure(error: &sqlx::Error) -> Failure {
     let Some(database) = error.as_database_error() else {
         return match error {
-            // What came is not what was asked for.
+            // The result does not match the query.
             sqlx::Error::ColumnDecode { .. }
             | sqlx::Error::ColumnIndexOutOfBounds { .. }
             | sqlx::Error::ColumnNotFound(_)

@@ -1,4 +1,4 @@
-//! The member of a consumer group: how it joins, what it was assigned, and how it acknowledges that.
+//! The consumer group member: how it joins, its assignment, and how it acknowledges one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use crate::kafka::{self, Apart, REFRESH_METADATA_MS};
 use crate::service::config::{ConfigError, Settings};
 
-/// What the group assigned, as its callback left it.
+/// The assignment, as the rebalance callback left it.
 #[derive(Default)]
 pub(super) struct Assignment {
     state: Mutex<(Vec<i32>, bool)>,
@@ -27,7 +27,7 @@ impl Assignment {
         self.notify.notify_one();
     }
 
-    /// Until they change, if they did not since the last call.
+    /// Waits for a change since the last call.
     pub(super) async fn next(&self) {
         self.notify.notified().await;
     }
@@ -38,7 +38,7 @@ impl Assignment {
         std::mem::take(&mut state.1).then(|| state.0.clone())
     }
 
-    /// Whether they changed.
+    /// Whether a change is pending.
     pub(super) fn pending(&self) -> bool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).1
     }
@@ -49,40 +49,40 @@ impl Assignment {
     }
 }
 
-/// A member.
+/// A group member.
 pub(super) type Client = StreamConsumer<Context>;
 
-/// A client in the group, and what the group assigns to it.
+/// Creates a client in the group, with its assignment.
 pub(super) fn join(settings: &Settings) -> Result<(Arc<Apart<Client>>, Arc<Assignment>), ConfigError> {
     let mut config = kafka::client(settings)?;
     config.set("group.id", &settings.kafka_group);
-    // The newer protocol assigns in small steps, which `start` does not follow.
+    // The newer protocol assigns incrementally, which `start` does not support.
     config.set("group.protocol", "classic");
     // Whole assignments, for the same reason.
     config.set("partition.assignment.strategy", "range");
     // A consumer killed with -9 is replaced within 10 s.
     config.set("session.timeout.ms", "6000");
     config.set("heartbeat.interval.ms", "2000");
-    // A consumer that hangs loses its partitions after this; a slow post takes 20 s.
+    // A hung consumer loses its partitions after this; a slow post takes 20 s.
     config.set("max.poll.interval.ms", "60000");
-    // Outside the log: stop and say so, never skip.
+    // Outside the log: stop and report it, never skip.
     config.set("auto.offset.reset", "error");
-    // The ledger keeps the offsets; what is committed is a report, made by hand.
+    // The ledger keeps the offsets; commits are reports, made explicitly.
     config.set("enable.auto.commit", "false");
     config.set("enable.auto.offset.store", "false");
-    // To read is not to make: `ensure_topic` knows how.
+    // Only `ensure_topic` creates the topic.
     config.set("allow.auto.create.topics", "false");
-    // To know that a log was read to its end.
+    // Reports that a partition was read to its end.
     config.set("enable.partition.eof", "true");
-    // What a transaction gave up is no sale.
+    // Aborted messages are no sales.
     config.set("isolation.level", "read_committed");
-    // Partitions that are added are noticed within seconds.
+    // Notices added partitions within seconds.
     config.set("topic.metadata.refresh.interval.ms", REFRESH_METADATA_MS);
     // A sale waits for nothing.
     config.set("fetch.wait.max.ms", "100");
-    // What is fetched ahead is bounded (default: 64 MB).
+    // Bounds prefetching (default: 64 MB).
     config.set("queued.max.messages.kbytes", "16384");
-    // Corrupt on the wire or on disk: noticed.
+    // Detects corruption on the wire or on disk.
     config.set("check.crcs", "true");
     let assignment = Arc::new(Assignment::default());
     let context = Context { assignment: Arc::clone(&assignment) };
@@ -93,7 +93,7 @@ pub(super) fn join(settings: &Settings) -> Result<(Arc<Apart<Client>>, Arc<Assig
     Ok((Arc::new(Apart::new(consumer)), assignment))
 }
 
-/// What librdkafka calls back.
+/// The callbacks of librdkafka.
 pub(super) struct Context {
     assignment: Arc<Assignment>,
 }
@@ -114,8 +114,8 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    /// Acknowledges at once, with nothing: the group goes on, and no partition starts at the
-    /// group's offset. [`Reader::start`](crate::reader::Reader::start) assigns them with the ledger's.
+    /// Acknowledges at once with an empty assignment: the group continues, and no partition starts at the
+    /// group's offset. [`Reader::start`](crate::reader::Reader::start) assigns them at the ledger's.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let assigned = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let (acknowledged, partitions) = if assigned {

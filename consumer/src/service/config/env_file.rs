@@ -1,7 +1,7 @@
-//! The file `.env`.
+//! The `.env` file.
 
-/// Puts what `.env` says into the environment, which wins. Values are taken as they stand, but for
-/// quotes and what a backslash escapes: a `$` in a password is a `$`.
+/// Loads `.env` into the environment, which takes precedence. Values are literal, except for quotes and
+/// backslash escapes: a `$` in a password is a `$`.
 pub(super) fn read() -> Result<(), String> {
     let text = match std::fs::read_to_string(".env") {
         Ok(text) => text,
@@ -9,17 +9,17 @@ pub(super) fn read() -> Result<(), String> {
         Err(error) => return Err(format!("{error}; mend the file or move it away")),
     };
     for (number, line) in text.lines().enumerate() {
-        // A byte order mark, as some editors write it.
+        // Some editors write a byte order mark.
         let line = line.trim_start_matches('\u{feff}');
         dotenvy::from_read(literal(line).as_bytes()).map_err(|_| {
-            // The line may hold a password.
+            // The line may contain a password.
             format!("line {} is not NAME=value; put a value with spaces, quotes or backslashes in 'single quotes'", number + 1)
         })?;
     }
     Ok(())
 }
 
-/// A line of `.env` in which no `$` stands for something else. In single quotes none does.
+/// A line of `.env` with every `$` escaped. Single quotes need no escape.
 fn literal(line: &str) -> String {
     let value = line.split_once('=').map_or(line, |(_, value)| value).trim_start();
     if value.starts_with('\'') {

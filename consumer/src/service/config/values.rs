@@ -1,21 +1,21 @@
-//! Values as people type them, and what is wrong with the others.
+//! Parsers for setting values, with error messages for people.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What a person meant: without spaces around it, and without quotes that a shell would have taken
-/// off and Docker's `--env-file` leaves.
+/// The intended value: without surrounding spaces, and without quotes that a shell would remove and Docker's
+/// `--env-file` keeps.
 pub(super) fn as_meant(text: &str) -> &str {
     let text = text.trim();
     let inner = |quote: char| text.strip_prefix(quote)?.strip_suffix(quote);
     inner('"').or_else(|| inner('\'')).map_or(text, str::trim)
 }
 
-/// Reads a number of units.
+/// Parses a number of units.
 ///
 /// # Errors
-/// When it is none, or beyond any sale.
+/// When it is no number, or beyond any sale.
 pub fn units(text: &str) -> Result<u64, String> {
     const MAX_UNITS: u64 = crate::sale::HIGHEST_SOLD;
     match as_meant(text).parse::<u64>() {
@@ -69,7 +69,7 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
 
 /// `5s`, `500ms`, `1m`, or a whole number of seconds.
 pub(super) fn time_span(text: &str) -> Result<Duration, String> {
-    /// Whoever stops a program ends it the hard way after some time.
+    /// An orchestrator kills a stopping program after some time.
     const LONGEST: Duration = Duration::from_secs(300);
     let text = as_meant(text);
     let seconds = || text.parse().ok().map(Duration::from_secs);
@@ -78,7 +78,7 @@ pub(super) fn time_span(text: &str) -> Result<Duration, String> {
     span.filter(|span| *span <= LONGEST).ok_or_else(|| "give a time such as 5s, 500ms, or 0, up to 5m".into())
 }
 
-/// As browsers say it: scheme and host, and a port where it is not the scheme's own.
+/// As browsers send it: scheme and host, plus a non-default port.
 pub(super) fn origin(text: &str) -> Result<String, String> {
     let text = as_meant(text).trim_end_matches('/');
     let secure = text.strip_prefix("https://").map(|host| ("https", host.trim_end_matches(":443")));

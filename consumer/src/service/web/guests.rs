@@ -1,31 +1,31 @@
-//! Where more connections do not wait: the oldest is closed for a new one.
+//! Connection eviction: at the limit, the oldest connection is closed for a new one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Waker};
 
-/// A worker's connections, in the order in which they came.
+/// A worker's connections, oldest first.
 pub(super) struct Guests {
     most: usize,
     list: RefCell<VecDeque<Weak<Guest>>>,
 }
 
-/// A connection that may be asked to go.
+/// A connection that may be evicted.
 #[derive(Default)]
 pub(super) struct Guest {
     leaves: Cell<bool>,
-    /// Who waits for its bytes.
+    /// The waiting task.
     task: RefCell<Option<Waker>>,
 }
 
 impl Guests {
-    /// At most so many.
+    /// Sets the limit.
     pub(super) fn new(most: usize) -> Self {
         Self { most, list: RefCell::default() }
     }
 
-    /// One more; the oldest have to go for it.
+    /// Adds one; evicts the oldest at the limit.
     pub(super) fn welcome(&self) -> Rc<Guest> {
         let mut list = self.list.borrow_mut();
         list.retain(|guest| guest.strong_count() > 0);
@@ -42,7 +42,7 @@ impl Guests {
 }
 
 impl Guest {
-    /// Whether it has to go; wakes the task when it has to.
+    /// Whether it is evicted; wakes the task on eviction.
     pub(super) fn leaves(&self, cx: &Context<'_>) -> bool {
         if !self.leaves.get() {
             self.task.borrow_mut().get_or_insert_with(|| cx.waker().clone()).clone_from(cx.waker());

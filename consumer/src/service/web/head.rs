@@ -1,18 +1,18 @@
-//! Heads as the library cannot take them, mended before it reads them.
+//! Request head fixes, applied before the library parses the head.
 //!
-//! It refuses a POST of HTTP/1.0 without a length, which is one without a body (RFC 9112, 6.3) and
-//! what nginx sends by default. It takes `Connection: upgrade` for a wish, and closes the connection
-//! after the answer; recipes for nginx send that with everything, and nothing here is upgraded to.
+//! The library refuses an HTTP/1.0 POST without a length, which is one without a body (RFC 9112, 6.3) and
+//! nginx's default. It honours `Connection: upgrade` by closing the connection after the answer; nginx
+//! recipes send that with every request, and nothing here upgrades.
 
 use memchr::{memchr, memmem};
 
-/// A head that is still not complete is the library's to refuse.
+/// The library refuses a head that is still incomplete.
 const HOLD: usize = 64 * 1024;
 
-/// What is to be done with the bytes that a request begins with.
+/// What to do with the first bytes of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Mended {
-    /// The head is not complete: read more.
+    /// The head is incomplete: read more.
     Wait,
     /// Pass them on as they are now.
     AsItIs,
@@ -20,7 +20,7 @@ pub(super) enum Mended {
     Instead(Vec<u8>),
 }
 
-/// Looks at the bytes since a request began, and mends its head when it is complete.
+/// Inspects the bytes since a request began, and fixes its head once complete.
 pub(super) fn mend(bytes: &mut [u8]) -> Mended {
     let end = if bytes.ends_with(b"\r\n\r\n") && memmem::find(bytes, b"\n\r\n") == Some(bytes.len() - 3) {
         bytes.len()
@@ -48,8 +48,8 @@ pub(super) fn mend(bytes: &mut [u8]) -> Mended {
     Mended::AsItIs
 }
 
-/// Whether these bytes are one head, of a request without a body: only then what follows surely is a
-/// head as well, and not what somebody calls one in a body.
+/// Whether these bytes are exactly one head, of a request without a body: only then the next bytes are surely
+/// a head too, not body bytes that look like one.
 pub(super) fn is_alone(bytes: &[u8]) -> bool {
     let ends = bytes.ends_with(b"\r\n\r\n") && memmem::find(bytes, b"\n\r\n") == Some(bytes.len() - 3);
     ends && bytes.split(|byte| *byte == b'\n').all(|line| {
@@ -64,7 +64,7 @@ fn says_its_length(headers: &[u8]) -> bool {
         .any(|line| is(line, b"content-length:") || is(line, b"transfer-encoding:") || line.starts_with(b" "))
 }
 
-/// Neither a connection's option nor a header that anybody knows, and as long as before.
+/// Renames to an unknown option or header of the same length.
 fn ignore_upgrade(line: &mut [u8]) {
     const UPGRADE: &[u8] = b"upgrade";
     if is(line, b"upgrade:") {

@@ -1,5 +1,5 @@
-//! A connection that ends when its client keeps us waiting or its place is needed, and on which the library's ways with heads
-//! are mended.
+//! Slow-loris protection and eviction: a connection that closes when its client is too slow or its slot is
+//! needed, and that fixes request heads for the library.
 
 use std::io;
 use std::pin::Pin;
@@ -16,31 +16,31 @@ use super::guests::Guest;
 use super::head::{Mended, is_alone, mend};
 use super::refusal;
 
-/// From the first byte of a request to the first of its answer: head, body, and the 5 s within
-/// which everything is answered. Also what is sent on after an answer counts.
+/// From the first byte of a request to the first of its answer: head, body, and the 5 s answer limit. Bytes
+/// sent after an answer count too.
 const UNANSWERED_WITHIN: Duration = Duration::from_secs(15);
 
-/// No answer, but a wish to hear more.
+/// Not an answer, but a request for more.
 const CONTINUE: &[u8] = b" 100 Continue\r\n\r\n";
 
-/// A client that takes nothing off a full connection for so long is gone.
+/// A client that reads nothing from a full connection for this long is gone.
 const UNREAD_WITHIN: Duration = Duration::from_secs(10);
 
-/// See above.
+/// The guarded connection.
 pub(super) struct Patient {
     stream: TcpStream,
     guest: Option<Rc<Guest>>,
-    /// From the first byte of a request until something is answered.
+    /// Runs from the first byte of a request to the first of an answer.
     unanswered: Deadline,
-    /// While the client takes nothing.
+    /// Runs while the client reads nothing.
     unread: Deadline,
-    /// Whether all that came until now were heads, one at a time: then the next is one, too.
+    /// Whether all input so far was heads, one at a time: then the next input is a head too.
     heads_alone: bool,
-    /// A head that is not complete.
+    /// An incomplete head.
     held: Vec<u8>,
-    /// What the library has still to read of a head that was.
+    /// The rest of a complete head, for the library to read.
     head: Vec<u8>,
-    /// What is written instead of the library's own refusal, and how much of it was.
+    /// Replaces the library's own refusal; with the bytes written so far.
     instead: Option<(Vec<u8>, usize)>,
     refuse: Refuse,
 }
@@ -65,8 +65,7 @@ impl Patient {
         self.guest.as_ref().is_some_and(|guest| guest.leaves(cx))
     }
 
-    /// Takes the bytes that were read since `before`, if a request begins with them, and its head is
-    /// not complete or has to be mended.
+    /// Takes the bytes read since `before` if they begin a request whose head is incomplete or needs a fix.
     fn hold(&mut self, into: &mut ReadBuf<'_>, before: usize) -> bool {
         let read = &mut into.filled_mut()[before..];
         if self.held.is_empty() {
@@ -94,7 +93,7 @@ impl Patient {
         true
     }
 
-    /// Notes what a write came to.
+    /// Updates the deadlines after a write.
     fn written(
         &mut self,
         from: &[u8],
@@ -117,16 +116,16 @@ impl Patient {
     }
 }
 
-/// A time that is mostly taken back before it comes: that costs a look at the clock, and no timer.
+/// A deadline that is usually cleared before it passes: that costs a clock read, and no timer.
 #[derive(Default)]
 struct Deadline {
     at: Option<Instant>,
-    /// Set for this deadline, or for an earlier one that was taken back.
+    /// Set for this deadline, or for an earlier one that was cleared.
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadline {
-    /// From now on, unless it is set already.
+    /// Starts it, unless it is set already.
     fn set(&mut self, within: Duration) {
         self.at.get_or_insert_with(|| Instant::now() + within);
     }
@@ -135,7 +134,7 @@ impl Deadline {
         self.at = None;
     }
 
-    /// Whether it has come; wakes the task when it does.
+    /// Whether it has passed; wakes the task when it does.
     fn passed(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(at) = self.at else { return false };
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(at)));
@@ -153,7 +152,7 @@ impl AsyncRead for Patient {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.unanswered.passed(cx) || this.leaves(cx) {
-            // As if the client had ended: whatever is still to be answered is.
+            // Looks like a client disconnect: pending answers are still written.
             return Poll::Ready(Ok(()));
         }
         loop {
@@ -169,13 +168,13 @@ impl AsyncRead for Patient {
                 if this.held.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                // It ended in the middle of a head: the library's to refuse.
+                // The input ended within a head: the library refuses it.
                 this.head = std::mem::take(&mut this.held);
                 continue;
             }
             let begins = this.heads_alone && (this.unanswered.at.is_none() || !this.held.is_empty());
             this.unanswered.set(UNANSWERED_WITHIN);
-            // More before an answer: where it ends nobody here knows.
+            // More input before an answer: its boundaries are unknown here.
             this.heads_alone &= begins;
             if !(begins && this.hold(into, before)) {
                 return Poll::Ready(Ok(()));

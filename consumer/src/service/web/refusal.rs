@@ -1,10 +1,10 @@
-//! What the library answers by itself, to what it cannot take for a request, said in our form.
+//! Problem bodies for the library's own refusals of malformed requests.
 
 use actix_web::http::StatusCode;
 use memchr::memmem;
 
-/// Where in `bytes`, which are about to be written, an answer without words begins, and its status.
-/// The library writes it last, and closes. Every refusal of our own has words.
+/// Where in `bytes`, which are about to be written, an answer without a body starts, and its status. The
+/// library writes it last, and closes. All our own refusals have a body.
 pub(super) fn wordless(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
@@ -16,7 +16,7 @@ pub(super) fn wordless(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     (empty && status.is_client_error()).then_some((at, status))
 }
 
-/// An answer to somebody whose request is not known, after which the connection closes.
+/// The answer to an unparsed request, after which the connection closes.
 pub(super) fn with_words(status: StatusCode, problem: &str) -> Vec<u8> {
     format!(
         "HTTP/1.1 {status}\r\ncontent-type: application/problem+json; charset=utf-8\r\n\
