@@ -22,7 +22,7 @@ use seckill::http::{self, Front};
 use seckill::journal::{Journal, Receipt};
 use seckill::metrics::Metrics;
 use seckill::sale::{Attempt, Batch, Item, Purchase, Window};
-use seckill::selling::desk::Desk;
+use seckill::selling::mailbox::Mailbox;
 use seckill::selling::shop::Shop;
 use seckill::selling::till::Till;
 use seckill::stock::redis::RedisStock;
@@ -218,8 +218,8 @@ fn till() -> Piece {
     let attempts = attempts(false);
     Box::new(move || {
         runtime.block_on(async {
-            let desk = Desk::open();
-            let all = attempts.into_iter().map(|attempt| till.attempt(&desk, attempt));
+            let mailbox = Mailbox::open();
+            let all = attempts.into_iter().map(|attempt| till.attempt(&mailbox, attempt));
             for told in join_all(all).await {
                 assert!(matches!(told, Purchase::Bought { .. }));
             }

@@ -4,7 +4,7 @@ mod answer;
 mod buy;
 mod contract;
 mod count;
-mod door;
+mod fast_path;
 mod order;
 mod origin;
 mod page;
@@ -30,11 +30,11 @@ use serde::Deserialize;
 use crate::metrics::Metrics;
 use crate::sale::times::BUYERS_WITHIN;
 use crate::sale::{Item, Window};
-use crate::selling::desk::Desk;
+use crate::selling::mailbox::Mailbox;
 use crate::selling::shop::Shop;
 use answer::{Code, Language, problem, words};
 pub use contract::contract;
-use door::Way;
+use fast_path::Fast;
 
 /// The paths.
 const BUY: &str = "/seckill/seckill";
@@ -127,15 +127,15 @@ pub fn service(
     InitError = (),
     Service = impl Service<Request, Response = Response<BoxBody>, Error = Error>,
 > {
-    let worker = Rc::new(Worker { front, desk: web::Data::new(Desk::open()) });
+    let worker = Rc::new(Worker { front, mailbox: web::Data::new(Mailbox::open()) });
     apply_fn_factory(app(&worker), move |request: Request, app| {
         let guest = origin::guest(&request, &worker.front.origins);
-        let answer = match door::way(&request, &worker) {
-            Some(Way::Answered(answer)) => Answer::Now(answer),
-            Some(Way::Buy(item)) => {
+        let answer = match fast_path::of(&request, &worker) {
+            Some(Fast::Answered(answer)) => Answer::Now(answer),
+            Some(Fast::Buy(item)) => {
                 let worker = Rc::clone(&worker);
                 Answer::Later(Box::pin(async move {
-                    Ok(buy::answer(&request, Ok(item), &worker.front, &worker.desk).await.into())
+                    Ok(buy::answer(&request, Ok(item), &worker.front, &worker.mailbox).await.into())
                 }))
             }
             None => {
@@ -163,7 +163,7 @@ enum Answer {
 /// State shared by one worker's handlers.
 struct Worker {
     front: web::Data<Front>,
-    desk: web::Data<Desk>,
+    mailbox: web::Data<Mailbox>,
 }
 
 /// The application: all routes.
@@ -180,7 +180,7 @@ fn app(
 > {
     App::new()
         .app_data(worker.front.clone())
-        .app_data(worker.desk.clone())
+        .app_data(worker.mailbox.clone())
         .app_data(web::QueryConfig::default().error_handler(|error, request| {
             let why = format!("{error}; what is bought is named by ?item=NAME, and by nothing else");
             let answer = problem(request, Code::BadRequest, Some(&why));

@@ -15,7 +15,7 @@ use prometheus::Registry;
 use seckill::journal::sqlite::SqliteJournal;
 use seckill::metrics::Metrics;
 use seckill::sale::{Item, Purchase, State, Window};
-use seckill::selling::desk::Desk;
+use seckill::selling::mailbox::Mailbox;
 use seckill::selling::shop::Shop;
 use seckill::stock::memory::MemoryStock;
 use seckill::stock::{Book, Call, Entries, EntryName, Reply, Stock, StockError};
@@ -153,7 +153,7 @@ async fn twenty_thousand_wait_and_the_rest_is_told_busy() {
         let shop = Arc::clone(&world.shop);
         // As long as a key may be.
         let key = format!("{number:0>64}");
-        attempts.spawn(async move { shop.buy(&Desk::open(), &Item::default(), Some(&key)).await });
+        attempts.spawn(async move { shop.buy(&Mailbox::open(), &Item::default(), Some(&key)).await });
     }
     let mut busy = 0;
     let refused = async {
@@ -189,7 +189,7 @@ async fn twenty_thousand_wait_and_the_rest_is_told_busy() {
 async fn a_full_outbox_is_unavailable_and_takes_nothing() {
     let world = world(10).await;
     let item = Item::default();
-    assert!(matches!(world.shop.buy(&Desk::open(), &item, None).await, Purchase::Bought { .. }));
+    assert!(matches!(world.shop.buy(&Mailbox::open(), &item, None).await, Purchase::Bought { .. }));
     world.stock.open.store(MAX_OPEN, Ordering::Release);
     // From the next refresh on; before it, one may still be sold.
     let full = async {
@@ -200,13 +200,14 @@ async fn a_full_outbox_is_unavailable_and_takes_nothing() {
     timeout(Duration::from_secs(5), full).await.expect("seen");
     let asked = world.stock.asked.load(Ordering::Acquire);
     for key in [None, Some("named")] {
-        assert_eq!(world.shop.buy(&Desk::open(), &item, key).await, Purchase::Unavailable);
+        assert_eq!(world.shop.buy(&Mailbox::open(), &item, key).await, Purchase::Unavailable);
     }
     assert_eq!(world.stock.asked.load(Ordering::Acquire), asked, "no unit was asked for");
     assert_eq!(world.sold().await, 1);
     world.stock.open.store(MAX_OPEN - 1, Ordering::Release);
     let again = async {
-        while !matches!(world.shop.buy(&Desk::open(), &item, Some("named")).await, Purchase::Bought { .. }) {
+        while !matches!(world.shop.buy(&Mailbox::open(), &item, Some("named")).await, Purchase::Bought { .. })
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };

@@ -14,8 +14,8 @@ use super::answer::{Code, JSON, Language, NO_STORE, head, problem};
 use super::origin::{ELSEWHERE, SEC_FETCH_SITE, from_elsewhere};
 use super::{Front, Query};
 use crate::sale::{Item, Purchase};
-use crate::selling::desk::Desk;
 use crate::selling::gate::Gate;
+use crate::selling::mailbox::Mailbox;
 
 /// Longest attempt name: a UUID and some more, so that it is cheap to keep.
 const MAX_KEY: usize = 64;
@@ -87,19 +87,19 @@ pub(super) async fn buy(
     request: HttpRequest,
     query: web::Query<Query>,
     front: web::Data<Front>,
-    desk: web::Data<Desk>,
+    mailbox: web::Data<Mailbox>,
 ) -> HttpResponse {
-    answer(&request, query.item(), &front, &desk).await
+    answer(&request, query.item(), &front, &mailbox).await
 }
 
 pub(super) async fn answer(
     request: &impl HttpMessage,
     item: Result<Item, String>,
     front: &Front,
-    desk: &Desk,
+    mailbox: &Mailbox,
 ) -> HttpResponse {
     let started = Instant::now();
-    let (code, answer) = attempt(request, item, front, desk).await;
+    let (code, answer) = attempt(request, item, front, mailbox).await;
     front.metrics.answered(code.name(), Some(started.elapsed()));
     answer
 }
@@ -108,7 +108,7 @@ async fn attempt(
     request: &impl HttpMessage,
     item: Result<Item, String>,
     front: &Front,
-    desk: &Desk,
+    mailbox: &Mailbox,
 ) -> (Code, HttpResponse) {
     let headers = request.headers();
     let anonymous = is_anonymous(headers);
@@ -125,7 +125,7 @@ async fn attempt(
         Ok(key) => key,
         Err(why) => return malformed(why),
     };
-    let (code, num, order, epoch) = match front.shop.buy(desk, &item, key).await {
+    let (code, num, order, epoch) = match front.shop.buy(mailbox, &item, key).await {
         Purchase::Bought { order, left, epoch } => (Code::Success, Some(left), Some(order), Some(epoch)),
         Purchase::SoldOut => (Code::SoldOut, Some(0), None, None),
         Purchase::Pending { order, epoch } => (Code::Pending, None, Some(order), epoch),

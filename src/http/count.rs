@@ -58,7 +58,7 @@ pub(super) async fn count(
     answer(&front, front.shop.view(&item).await)
 }
 
-pub(super) fn at_the_door(front: &Front, item: &Item) -> Option<HttpResponse> {
+pub(super) fn at_once(front: &Front, item: &Item) -> Option<HttpResponse> {
     front.shop.at_hand(item).map(|till| answer(front, till.view()))
 }
 

@@ -40,7 +40,7 @@ pub(super) fn routes(app: &mut web::ServiceConfig) {
     }
 }
 
-pub(super) fn at_the_door(headers: &HeaderMap, path: &str) -> Option<HttpResponse> {
+pub(super) fn at_once(headers: &HeaderMap, path: &str) -> Option<HttpResponse> {
     FILES.iter().find(|file| file.path == path).map(|file| answer(headers, file))
 }
 
@@ -52,7 +52,7 @@ pub(super) fn of_another_version(headers: &HeaderMap, path: &str) -> Option<Http
     if hash.len() != 16 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
-    at_the_door(headers, &format!("{stem}.{extension}"))
+    at_once(headers, &format!("{stem}.{extension}"))
 }
 
 fn answer(headers: &HeaderMap, file: &'static File) -> HttpResponse {

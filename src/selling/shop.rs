@@ -14,9 +14,9 @@ use crate::journal::Journal;
 use crate::journal::progress::{Trouble, recorded_all};
 use crate::metrics::Metrics;
 use crate::sale::{Attempt, Item, OrderStatus, Purchase, State, View, Window};
-use crate::selling::desk::Desk;
 use crate::selling::gate::Gate;
 use crate::selling::ids::{Ids, is_young};
+use crate::selling::mailbox::Mailbox;
 use crate::selling::till::{Standing, Till};
 use crate::stock::{Stock, StockError, Walk};
 
@@ -84,8 +84,8 @@ impl Shop {
         &self.ids
     }
 
-    /// One attempt to buy one unit; the answer goes to `desk`. Idempotent by `key`.
-    pub async fn buy(&self, desk: &Desk, item: &Item, key: Option<&str>) -> Purchase {
+    /// One attempt to buy one unit; the answer goes to `mailbox`. Idempotent by `key`.
+    pub async fn buy(&self, mailbox: &Mailbox, item: &Item, key: Option<&str>) -> Purchase {
         // A winner's retry must get its order whatever window and gate say.
         if key.is_none() && self.window.before_opening() {
             return Purchase::NotOpen;
@@ -100,7 +100,7 @@ impl Shop {
             return refusal;
         }
         let attempt = Attempt { order: self.ids.make(), name: key.map(|key| format!("k:{key}")) };
-        till.attempt(desk, attempt).await
+        till.attempt(mailbox, attempt).await
     }
 
     /// The item's till, if it exists and has heard from the stock: using it never blocks.

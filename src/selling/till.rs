@@ -22,8 +22,8 @@ use crate::journal::{Delivery, Journal, Receipt};
 use crate::metrics::Metrics;
 use crate::sale::times::{GIVEN_UP_AFTER, REFRESH_EVERY, TELL_WITHIN, WAIT_WITHIN};
 use crate::sale::{Attempt, Batch, Item, Purchase, View, Window, epoch_after};
-use crate::selling::desk::{Answers, Buyer, Desk};
 use crate::selling::gate::{Gate, Level};
+use crate::selling::mailbox::{Mailbox, Replies, Waiter};
 use crate::stock::{Call, MAX_ATTEMPTS, MAX_SETTLED, Outcome, Reply, Stock, StockError};
 use books::{Books, Doubt, Flight};
 
@@ -61,7 +61,7 @@ pub struct Till {
 struct Waiting {
     since: Instant,
     attempt: Attempt,
-    buyer: Buyer,
+    buyer: Waiter,
 }
 
 /// What a node itself knows of an order.
@@ -201,9 +201,9 @@ impl Till {
     }
 
     /// Queues an attempt and waits at the mailbox for its answer.
-    pub async fn attempt(&self, desk: &Desk, attempt: Attempt) -> Purchase {
+    pub async fn attempt(&self, mailbox: &Mailbox, attempt: Attempt) -> Purchase {
         let order = attempt.order;
-        let (buyer, answered) = desk.wait();
+        let (buyer, answered) = mailbox.wait();
         match self.queue.try_send(Waiting { since: Instant::now(), attempt, buyer }) {
             Ok(()) => answered.await.unwrap_or(Purchase::Pending { order, epoch: None }),
             Err(mpsc::error::TrySendError::Full(_)) => Purchase::Busy,
@@ -287,7 +287,7 @@ impl Till {
     /// One call: take, append, answer.
     async fn call(self: Arc<Self>, waiting: Vec<Waiting>, permit: OwnedSemaphorePermit) {
         let asked = Instant::now();
-        let mut answers = Answers::default();
+        let mut answers = Replies::default();
         let (mut attempts, mut buyers) =
             (Vec::with_capacity(waiting.len()), Vec::with_capacity(waiting.len()));
         for Waiting { since, attempt, buyer } in waiting {
@@ -306,7 +306,7 @@ impl Till {
             Ok((reply, taking)) => (reply, taking),
             Err(error) => {
                 drop(permit);
-                let mut answers = Answers::default();
+                let mut answers = Replies::default();
                 for (buyer, order) in buyers {
                     let told = match error {
                         StockError::Refused(_) => Purchase::Unavailable,
@@ -329,7 +329,7 @@ impl Till {
         // The next call may start: the rest concerns only the journal and these answers.
         drop(permit);
 
-        let (mut answers, mut later) = (Answers::default(), Vec::new());
+        let (mut answers, mut later) = (Replies::default(), Vec::new());
         for ((buyer, order), outcome) in buyers.into_iter().zip(outcomes) {
             let told = match outcome {
                 Outcome::Taken(index) => match &flight {
@@ -359,11 +359,11 @@ impl Till {
         }
         drop(answers);
         let deadline = asked + TELL_WITHIN;
-        let mut answers = Answers::default();
+        let mut answers = Replies::default();
         for (buyer, flight, index) in later {
             if !flight.receipt.is_done() {
                 // Deliver the finished answers before waiting for the others.
-                answers = Answers::default();
+                answers = Replies::default();
                 let _ = timeout_at(deadline, flight.receipt.done()).await;
             }
             answers.add(buyer, tell(asked, flight.told(index)));

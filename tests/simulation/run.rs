@@ -18,8 +18,8 @@ use seckill::journal::Journal;
 use seckill::metrics::Metrics;
 use seckill::sale::times::SETTLED_AFTER;
 use seckill::sale::{Attempt, Item, OrderStatus, Purchase, Window};
-use seckill::selling::desk::Desk;
 use seckill::selling::gate::Gate;
+use seckill::selling::mailbox::Mailbox;
 use seckill::selling::outbox::Announcer;
 use seckill::selling::shop::Shop;
 use seckill::stock::{self, Call, Stock};
@@ -258,9 +258,9 @@ impl Run {
                 // As the shop does it, with an order that the check knows.
                 Some(till) if direct => match till.gate() {
                     Gate::Shut(refusal) => refusal,
-                    Gate::Open => till.attempt(&Desk::open(), Attempt { order: own, name: None }).await,
+                    Gate::Open => till.attempt(&Mailbox::open(), Attempt { order: own, name: None }).await,
                 },
-                _ => shop.buy(&Desk::open(), item, key.map(|key| key.to_string()).as_deref()).await,
+                _ => shop.buy(&Mailbox::open(), item, key.map(|key| key.to_string()).as_deref()).await,
             }
         };
         let said = tokio::select! {

@@ -9,9 +9,9 @@ type Answered = (oneshot::Sender<Purchase>, Purchase);
 
 /// One thread's mailbox; clones share it.
 #[derive(Debug, Clone)]
-pub struct Desk(mpsc::UnboundedSender<Vec<Answered>>);
+pub struct Mailbox(mpsc::UnboundedSender<Vec<Answered>>);
 
-impl Desk {
+impl Mailbox {
     /// Opens a mailbox in the current runtime.
     #[must_use]
     pub fn open() -> Self {
@@ -26,40 +26,40 @@ impl Desk {
     }
 
     /// Registers a request at this mailbox; returns its reply handle and its receiver.
-    pub fn wait(&self) -> (Buyer, oneshot::Receiver<Purchase>) {
+    pub fn wait(&self) -> (Waiter, oneshot::Receiver<Purchase>) {
         let (answer, answered) = oneshot::channel();
-        (Buyer { desk: self.clone(), answer }, answered)
+        (Waiter { mailbox: self.clone(), answer }, answered)
     }
 }
 
 /// A request waiting at a mailbox. Dropped without an answer, it counts as `pending`.
 #[derive(Debug)]
-pub struct Buyer {
-    desk: Desk,
+pub struct Waiter {
+    mailbox: Mailbox,
     answer: oneshot::Sender<Purchase>,
 }
 
-/// Answers grouped by mailbox; delivered on drop.
+/// Replies grouped by mailbox; delivered on drop.
 #[derive(Debug, Default)]
-pub struct Answers(Vec<(Desk, Vec<Answered>)>);
+pub struct Replies(Vec<(Mailbox, Vec<Answered>)>);
 
-impl Answers {
+impl Replies {
     /// Adds an answer.
-    pub fn add(&mut self, buyer: Buyer, told: Purchase) {
-        let Buyer { desk, answer } = buyer;
+    pub fn add(&mut self, waiter: Waiter, told: Purchase) {
+        let Waiter { mailbox, answer } = waiter;
         // At most one mailbox per core.
-        match self.0.iter_mut().find(|(known, _)| known.0.same_channel(&desk.0)) {
+        match self.0.iter_mut().find(|(known, _)| known.0.same_channel(&mailbox.0)) {
             Some((_, answers)) => answers.push((answer, told)),
-            None => self.0.push((desk, vec![(answer, told)])),
+            None => self.0.push((mailbox, vec![(answer, told)])),
         }
     }
 }
 
-impl Drop for Answers {
+impl Drop for Replies {
     fn drop(&mut self) {
-        for (desk, answers) in self.0.drain(..) {
+        for (mailbox, answers) in self.0.drain(..) {
             // The mailbox's thread is gone, but the receiver may still be waiting elsewhere.
-            if let Err(mpsc::error::SendError(answers)) = desk.0.send(answers) {
+            if let Err(mpsc::error::SendError(answers)) = mailbox.0.send(answers) {
                 answers.into_iter().for_each(tell);
             }
         }

@@ -11,7 +11,7 @@ use super::{BUY, COUNT, NOW, Worker, buy, count, page};
 use crate::sale::Item;
 
 /// How the fast path answers a request.
-pub(super) enum Way {
+pub(super) enum Fast {
     /// At once.
     Answered(HttpResponse),
     /// After an attempt to buy one of these.
@@ -19,7 +19,7 @@ pub(super) enum Way {
 }
 
 /// `None` for what goes on to the application.
-pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
+pub(super) fn of(request: &Request, worker: &Worker) -> Option<Fast> {
     let (headers, uri) = (request.headers(), request.uri());
     if !is_plain(headers, uri) {
         return None;
@@ -32,11 +32,11 @@ pub(super) fn way(request: &Request, worker: &Worker) -> Option<Way> {
     match (request.method(), uri.path()) {
         (&Method::POST, BUY) => {
             let item = item()?;
-            Some(buy::sold_out_already(request, &worker.front, &item).map_or(Way::Buy(item), Way::Answered))
+            Some(buy::sold_out_already(request, &worker.front, &item).map_or(Fast::Buy(item), Fast::Answered))
         }
-        (&Method::GET, COUNT) => count::at_the_door(&worker.front, &item()?).map(Way::Answered),
-        (&Method::GET, NOW) => Some(Way::Answered(count::now())),
-        (&Method::GET, path) => page::at_the_door(headers, path).map(Way::Answered),
+        (&Method::GET, COUNT) => count::at_once(&worker.front, &item()?).map(Fast::Answered),
+        (&Method::GET, NOW) => Some(Fast::Answered(count::now())),
+        (&Method::GET, path) => page::at_once(headers, path).map(Fast::Answered),
         _ => None,
     }
 }
