@@ -60,6 +60,10 @@ pub fn client(settings: &Settings) -> Result<ClientConfig, ConfigError> {
     let Some(brokers) = &settings.secrets.kafka_brokers else {
         return Err(ConfigError("SECKILL_KAFKA_BROKERS is missing: give host:port,host:port".to_owned()));
     };
+    // Keeps OpenSSL in place at exit: it would clean up under librdkafka's threads, in the middle of a
+    // handshake, and the process would end with a segmentation fault.
+    #[cfg(feature = "tls")]
+    openssl_sys::init();
     let mut config = ClientConfig::new();
     // Appears in broker logs and quotas.
     config.set("client.id", "seckill");
