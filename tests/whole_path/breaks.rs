@@ -115,7 +115,6 @@ kinds! {
     topic_recreated: Kind::TopicRecreated;
     topic_cut: Kind::TopicCut;
     refusing_kafka: Kind::Refusing("max.message.bytes", "100", "1048588");
-    short_of_replicas: Kind::Refusing("min.insync.replicas", "2", "1");
     disk_full: Kind::DiskFull;
 }
 
