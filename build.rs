@@ -54,10 +54,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         let bytes = |form| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}.{form}\"))");
         let mut entry = |path: &str, lasts: bool| {
             table += &format!(
-                "File {{ path: \"/{path}\", kind: \"{kind}\", lasts: {lasts}, \
-                 plain: Form {{ tag: \"\\\"{hash}\\\"\", bytes: {} }}, \
-                 gzip: Form {{ tag: \"\\\"{hash}-gz\\\"\", bytes: {} }}, \
-                 brotli: Form {{ tag: \"\\\"{hash}-br\\\"\", bytes: {} }} }},\n",
+                "File {{ path: \"/{path}\", kind: HeaderValue::from_static(\"{kind}\"), lasts: {lasts}, \
+                 plain: Form {{ tag: HeaderValue::from_static(\"\\\"{hash}\\\"\"), bytes: {} }}, \
+                 gzip: Form {{ tag: HeaderValue::from_static(\"\\\"{hash}-gz\\\"\"), bytes: {} }}, \
+                 brotli: Form {{ tag: HeaderValue::from_static(\"\\\"{hash}-br\\\"\"), bytes: {} }} }},\n",
                 bytes("plain"),
                 bytes("gz"),
                 bytes("br"),

@@ -256,7 +256,7 @@ fn resource(path: &str, methods: &'static str) -> actix_web::Resource {
     web::resource(path).default_service(web::to(move |request: HttpRequest| async move {
         let mut answer = if request.method() == Method::OPTIONS {
             let mut answer = HttpResponse::NoContent();
-            answer.insert_header((header::CACHE_CONTROL, answer::NO_STORE));
+            answer.insert_header((header::CACHE_CONTROL, answer::NO_STORE.clone()));
             answer.insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff")).finish()
         } else {
             problem(&request, Code::MethodNotAllowed, None)

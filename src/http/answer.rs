@@ -168,7 +168,7 @@ pub(super) struct Problem<'d> {
 
 /// A problem answer: the attempt was not valid, or could not be made.
 pub(super) fn problem(request: &impl HttpMessage, code: Code, detail: Option<&str>) -> HttpResponse {
-    let mut answer = head(code.status(), "application/problem+json; charset=utf-8", NO_STORE);
+    let mut answer = head(code.status(), &PROBLEM, &NO_STORE);
     if matches!(code, Code::Busy | Code::Unavailable) {
         answer.insert_header((header::RETRY_AFTER, RETRY_AFTER_S));
     }
@@ -189,20 +189,25 @@ pub(super) fn words(language: Language, code: Code, detail: Option<&str>) -> Str
 }
 
 /// Headers of an answer: its type, `nosniff`, and its caching.
-pub(super) fn head(status: StatusCode, kind: &'static str, keep: &'static str) -> HttpResponseBuilder {
+pub(super) fn head(status: StatusCode, kind: &HeaderValue, keep: &HeaderValue) -> HttpResponseBuilder {
     let mut answer = HttpResponse::build(status);
     answer
-        .insert_header((header::CONTENT_TYPE, HeaderValue::from_static(kind)))
-        .insert_header((header::CACHE_CONTROL, HeaderValue::from_static(keep)))
-        .insert_header((header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")));
+        .insert_header((header::CONTENT_TYPE, kind.clone()))
+        .insert_header((header::CACHE_CONTROL, keep.clone()))
+        .insert_header((header::X_CONTENT_TYPE_OPTIONS, NO_SNIFF.clone()));
     answer
 }
 
 /// Answers to one client are not cached.
-pub(super) const NO_STORE: &str = "no-store";
+pub(super) static NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// The type of every answer that is no refusal.
-pub(super) const JSON: &str = "application/json; charset=utf-8";
+pub(super) static JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+
+/// The media type of problems.
+static PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json; charset=utf-8");
+
+static NO_SNIFF: HeaderValue = HeaderValue::from_static("nosniff");
 
 #[cfg(test)]
 mod tests {

@@ -65,7 +65,7 @@ fn sold_out(language: Language) -> HttpResponse {
         Language::Zh => &SOLD_OUT_ZH,
         Language::En => &SOLD_OUT_EN,
     };
-    head(Code::SoldOut.status(), JSON, NO_STORE).body(Bytes::clone(body))
+    head(Code::SoldOut.status(), &JSON, &NO_STORE).body(Bytes::clone(body))
 }
 
 /// Sold out, for an attempt without a key; one with a key may be a winner's.
@@ -143,7 +143,7 @@ async fn attempt(
         return (code, sold_out(language));
     }
     let messages = code.message(language, num.unwrap_or(0));
-    let mut answer = head(code.status(), JSON, NO_STORE);
+    let mut answer = head(code.status(), &JSON, &NO_STORE);
     if let (Code::Pending, Some(order)) = (code, order) {
         // Relative to the request, whatever path leads here.
         answer.insert_header((header::LOCATION, format!("orders/{order}")));

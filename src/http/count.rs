@@ -9,6 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use actix_web::http::header::HeaderValue;
+
 use super::answer::{Code, JSON, NO_STORE, head, problem};
 use super::{Front, Query};
 use crate::clock::now_ms;
@@ -16,6 +18,8 @@ use crate::sale::{Item, State, View};
 
 /// How often a page should poll, in milliseconds.
 const NEXT_POLL_MS: u64 = 1000;
+
+static A_SECOND: HeaderValue = HeaderValue::from_static("public, max-age=1");
 
 /// What is left, and what an attempt would get now. Times are Unix milliseconds.
 #[derive(Serialize, ToSchema)]
@@ -69,7 +73,7 @@ thread_local! {
 
 /// The time, never cached: a cached `now` is stale.
 pub(super) fn now() -> HttpResponse {
-    head(StatusCode::OK, JSON, NO_STORE).json(Now { now: now_ms() })
+    head(StatusCode::OK, &JSON, &NO_STORE).json(Now { now: now_ms() })
 }
 
 fn answer(front: &Front, view: View) -> HttpResponse {
@@ -82,7 +86,7 @@ fn answer(front: &Front, view: View) -> HttpResponse {
             body
         }
     });
-    head(StatusCode::OK, JSON, "public, max-age=1").body(body)
+    head(StatusCode::OK, &JSON, &A_SECOND).body(body)
 }
 
 fn body(front: &Front, view: View, now: i64) -> Bytes {

@@ -41,5 +41,5 @@ pub(super) async fn order(
             return problem(&request, Code::NotFound, Some("this order did not come about"));
         }
     };
-    head(StatusCode::OK, JSON, NO_STORE).json(Body { order, status })
+    head(StatusCode::OK, &JSON, &NO_STORE).json(Body { order, status })
 }

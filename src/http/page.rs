@@ -9,7 +9,7 @@ use super::answer::head;
 /// A file and its path.
 struct File {
     path: &'static str,
-    kind: &'static str,
+    kind: HeaderValue,
     /// Its name changes with its content.
     lasts: bool,
     plain: Form,
@@ -19,7 +19,7 @@ struct File {
 
 /// One encoding of a file. Each has its own entity tag, which names these very bytes.
 struct Form {
-    tag: &'static str,
+    tag: HeaderValue,
     bytes: &'static [u8],
 }
 
@@ -27,11 +27,16 @@ struct Form {
 static FILES: [File; 13] = include!(concat!(env!("OUT_DIR"), "/files.rs"));
 
 /// Nothing from elsewhere, nothing inline, in no frame.
-const POLICY: &str = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+static POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+static PACKED: HeaderValue = HeaderValue::from_static("Accept-Encoding");
+static NO_REFERRER: HeaderValue = HeaderValue::from_static("no-referrer");
 
 /// A file whose name changes with its content is cached for a year; any other is revalidated.
-const A_YEAR: &str = "public, max-age=31536000, immutable";
-const ASK: &str = "no-cache";
+static A_YEAR: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+static ASK: HeaderValue = HeaderValue::from_static("no-cache");
 
 pub(super) fn routes(app: &mut web::ServiceConfig) {
     for file in &FILES {
@@ -64,14 +69,14 @@ fn answer(headers: &HeaderMap, file: &'static File) -> HttpResponse {
         (&file.plain, None)
     };
     let has = listed(headers, &header::IF_NONE_MATCH)
-        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == form.tag);
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == form.tag.as_bytes());
     let status = if has { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-    let mut answer = head(status, file.kind, if file.lasts { A_YEAR } else { ASK });
+    let mut answer = head(status, &file.kind, if file.lasts { &A_YEAR } else { &ASK });
     answer
-        .insert_header((header::ETAG, HeaderValue::from_static(form.tag)))
-        .insert_header((header::VARY, HeaderValue::from_static("Accept-Encoding")))
-        .insert_header((header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)))
-        .insert_header((header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")));
+        .insert_header((header::ETAG, form.tag.clone()))
+        .insert_header((header::VARY, PACKED.clone()))
+        .insert_header((header::CONTENT_SECURITY_POLICY, POLICY.clone()))
+        .insert_header((header::REFERRER_POLICY, NO_REFERRER.clone()));
     if has {
         return answer.finish();
     }
